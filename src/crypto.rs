@@ -1,0 +1,8 @@
+//! Cryptographic primitives behind our own types: secrets, AEAD, key derivation, randomness.
+//!
+//! Knows nothing of messages or keys' owners. The crates behind it are named in one file each.
+
+pub mod random;
+pub mod secret;
+
+pub use secret::Secret;

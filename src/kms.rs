@@ -1,0 +1,255 @@
+//! Where data keys are wrapped and unwrapped: one contract, kept by AWS KMS and by the embedded
+//! local KMS, and one closed error.
+//!
+//! Which KMS key to call comes from the directory, never from a ciphertext.
+
+use std::fmt;
+use std::str::FromStr;
+
+use async_trait::async_trait;
+
+use crate::crypto::Secret;
+use crate::message::EncryptedDataKey;
+use crate::message::EncryptionContext;
+
+/// The length of a data key, in bytes.
+pub const DATA_KEY: usize = 32;
+
+/// A key management service.
+///
+/// Calls are cancelled by dropping them; each ends by itself within the implementation's own
+/// timeouts.
+#[async_trait]
+pub trait Kms: Send + Sync + 'static {
+    /// Makes a data key and wraps it under `key`, bound to `context`.
+    ///
+    /// # Errors
+    /// [`Error`]; never [`Error::InvalidCiphertext`] or [`Error::IncorrectKey`].
+    async fn generate_data_key(
+        &self,
+        key: &KeyRef,
+        context: &EncryptionContext,
+    ) -> Result<DataKey, Error>;
+
+    /// Unwraps `wrapped`, which must have been wrapped under `key` and with this very `context`.
+    ///
+    /// # Errors
+    /// [`Error::IncorrectKey`] when another key wrapped it, [`Error::InvalidCiphertext`] when it
+    /// is damaged or bound to another context, else the state of the key or of the service.
+    async fn decrypt(
+        &self,
+        key: &KeyRef,
+        wrapped: &EncryptedDataKey,
+        context: &EncryptionContext,
+    ) -> Result<Unwrapped, Error>;
+
+    /// Asks whether `key` exists and may be used, without using it.
+    ///
+    /// # Errors
+    /// What a use of the key would meet, as far as the service tells.
+    async fn describe_key(&self, key: &KeyRef) -> Result<(), Error>;
+}
+
+/// A fresh data key: its plaintext, and the same wrapped.
+pub struct DataKey {
+    /// The key itself.
+    pub plaintext: Secret<DATA_KEY>,
+    /// What goes into message headers.
+    pub wrapped: EncryptedDataKey,
+    /// The service's name for this call, for the audit record (`x-amzn-RequestId`).
+    pub request_id: Option<String>,
+}
+
+/// An unwrapped data key.
+pub struct Unwrapped {
+    /// The key itself.
+    pub plaintext: Secret<DATA_KEY>,
+    /// The service's name for this call, for the audit record.
+    pub request_id: Option<String>,
+}
+
+/// Names a KMS key as the directory does: `arn:aws:kms:…:key/…`, or `local:<key id>`.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub enum KeyRef {
+    /// A key of AWS KMS.
+    Aws(Arn),
+    /// A key of the embedded local KMS, by its id in the keyring.
+    Local(String),
+}
+
+impl KeyRef {
+    /// The provider id of the data keys that this key wraps.
+    pub fn provider_id(&self) -> &'static str {
+        match self {
+            Self::Aws(_) => AWS_PROVIDER,
+            Self::Local(_) => LOCAL_PROVIDER,
+        }
+    }
+
+    /// Whether `wrapped` says that this key wrapped it. Says nothing about whether it did.
+    ///
+    /// A multi-Region key answers to its replicas in all Regions. A local key answers to all its
+    /// versions, in whatever keyring: `<keyring id>/<key id>/<version>`.
+    pub fn claims(&self, wrapped: &EncryptedDataKey) -> bool {
+        if wrapped.provider_id != self.provider_id() {
+            return false;
+        }
+        match self {
+            Self::Aws(arn) => wrapped
+                .provider_info
+                .parse()
+                .is_ok_and(|other: Arn| arn.is_replica_of(&other)),
+            Self::Local(id) => wrapped.provider_info.split('/').nth(1) == Some(id.as_str()),
+        }
+    }
+}
+
+impl FromStr for KeyRef {
+    type Err = MalformedRef;
+
+    fn from_str(text: &str) -> Result<Self, MalformedRef> {
+        match text.strip_prefix("local:") {
+            Some(id) => match id.parse::<crate::name::KeyId>() {
+                Ok(_) => Ok(Self::Local(id.to_owned())),
+                Err(_) => Err(MalformedRef),
+            },
+            None => text.parse().map(Self::Aws),
+        }
+    }
+}
+
+impl fmt::Display for KeyRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Aws(arn) => arn.fmt(f),
+            Self::Local(id) => write!(f, "local:{id}"),
+        }
+    }
+}
+
+impl fmt::Debug for KeyRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The ARN of an AWS KMS key: `arn:<partition>:kms:<region>:<account>:key/<id>`; no alias, since
+/// an alias can move away from what it wrapped.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Arn {
+    text: String,
+    region: std::ops::Range<usize>,
+    id: usize,
+}
+
+impl Arn {
+    /// The whole ARN.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The Region it names.
+    pub fn region(&self) -> &str {
+        self.text.get(self.region.clone()).unwrap_or_default()
+    }
+
+    /// Whether both name one key: the same ARN, or replicas of one multi-Region key.
+    pub fn is_replica_of(&self, other: &Self) -> bool {
+        let rest = |arn: &Self| {
+            let before = arn.text.get(..arn.region.start).map(str::to_owned);
+            let after = arn.text.get(arn.region.end..).map(str::to_owned);
+            (before, after)
+        };
+        let multi_region = self
+            .text
+            .get(self.id..)
+            .is_some_and(|id| id.starts_with("mrk-"));
+        self == other || (multi_region && rest(self) == rest(other))
+    }
+}
+
+impl FromStr for Arn {
+    type Err = MalformedRef;
+
+    fn from_str(text: &str) -> Result<Self, MalformedRef> {
+        let plain = |part: &str| {
+            !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        };
+        let parts: Vec<&str> = text.split(':').collect();
+        let ["arn", partition, "kms", region, account, resource] = parts.as_slice() else {
+            return Err(MalformedRef);
+        };
+        let id = resource.strip_prefix("key/").ok_or(MalformedRef)?;
+        let digits = account.len() == 12 && account.bytes().all(|b| b.is_ascii_digit());
+        if text.len() > MAX_ARN || !digits || ![*partition, *region, id].into_iter().all(plain) {
+            return Err(MalformedRef);
+        }
+        let start = "arn:".len() + partition.len() + ":kms:".len();
+        Ok(Self {
+            text: text.to_owned(),
+            region: start..start + region.len(),
+            id: text.len() - id.len(),
+        })
+    }
+}
+
+impl fmt::Display for Arn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for Arn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// The text names no KMS key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("neither local:<key id> nor arn:<partition>:kms:<region>:<account>:key/<id>")]
+pub struct MalformedRef;
+
+/// What a KMS call can end in, sorted by what it means to us; AWS's codes are in its file.
+///
+/// The text in a variant is the service's own sentence, for operators; it holds no secret.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Our role, or nobody, may use the key this way: a refusal, to be believed at once.
+    #[error("KMS denies access to the key: {0}")]
+    AccessDenied(String),
+    /// Our own credentials are missing or no longer good.
+    #[error("no usable KMS credentials: {0}")]
+    Credentials(String),
+    /// The key is disabled.
+    #[error("the KMS key is disabled")]
+    Disabled,
+    /// Another key wrapped this data key.
+    #[error("the data key was wrapped by another KMS key")]
+    IncorrectKey,
+    /// The wrapped key is damaged, or bound to another context.
+    #[error("the wrapped data key does not open with this encryption context")]
+    InvalidCiphertext,
+    /// The service answered against its own contract, or called our request malformed.
+    #[error("unexpected KMS answer: {0}")]
+    Invalid(String),
+    /// There is no such key, or it is of the wrong kind.
+    #[error("no such KMS key: {0}")]
+    NotFound(String),
+    /// The key is in a state that allows no use, deletion pending for the most part.
+    #[error("the KMS key is pending deletion or in another state that allows no use: {0}")]
+    PendingDeletion(String),
+    /// The service asks us to call less often.
+    #[error("KMS throttles")]
+    Throttled,
+    /// The service failed, was not reached or did not answer in time.
+    #[error("KMS is unavailable: {0}")]
+    Unavailable(String),
+}
+
+/// Longest ARN, in bytes: what KMS takes as a key id.
+const MAX_ARN: usize = 2048;
+/// The provider id of AWS KMS.
+pub const AWS_PROVIDER: &str = "aws-kms";
+/// The provider id of the embedded local KMS; AWS SDKs skip its data keys.
+pub const LOCAL_PROVIDER: &str = "keybroker-local";
