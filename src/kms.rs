@@ -64,6 +64,8 @@ pub struct DataKey {
 pub struct Unwrapped {
     /// The key itself.
     pub plaintext: Secret<DATA_KEY>,
+    /// Whether the KMS key would wrap with the same version now, as far as the service tells.
+    pub current: bool,
     /// The service's name for this call, for the audit record.
     pub request_id: Option<String>,
 }

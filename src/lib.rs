@@ -1,10 +1,12 @@
 //! keybroker: a gRPC key broker between applications and AWS KMS.
 //!
-//! The rooms, in the order in which a request passes them and imports may point (later rooms
-//! import earlier ones, never the reverse):
+//! The rooms, in the order in which imports may point (later rooms import earlier ones, never the
+//! reverse). A request passes them from the bottom up to `grpc` and back:
 
 pub mod clock;
 pub mod crypto;
-pub mod kms;
-pub mod message;
 pub mod name;
+
+pub mod message;
+
+pub mod kms;
