@@ -2,6 +2,9 @@
 //!
 //! Knows nothing of messages or keys' owners. The crates behind it are named in one file each.
 
+pub mod aead;
+pub mod digest;
+pub mod kdf;
 pub mod random;
 pub mod secret;
 

@@ -1,0 +1,124 @@
+//! Key derivation: HKDF-SHA-512, and the only file that names the crates behind it.
+//!
+//! RustCrypto derives here: for a few hundred bytes AWS-LC's set-up costs more than its hashing
+//! saves. AWS-LC is the oracle in the tests.
+
+use hkdf::Hkdf;
+use sha2::Sha512;
+use zeroize::Zeroize;
+
+use crate::crypto::Secret;
+
+/// `PRK`: what [`extract`] made, ready to be expanded any number of times.
+pub struct Extracted(Hkdf<Sha512>);
+
+/// `PRK = HKDF-Extract-SHA-512(salt, IKM)` (RFC 5869, section 2.2).
+pub fn extract<const N: usize>(salt: &[u8], ikm: &Secret<N>) -> Extracted {
+    let (mut prk, expander) = Hkdf::<Sha512>::extract(Some(salt), ikm.expose());
+    prk.zeroize();
+    Extracted(expander)
+}
+
+impl Extracted {
+    /// `OKM = HKDF-Expand-SHA-512(PRK, info, L = N)` (RFC 5869, section 2.3).
+    pub fn expand<const N: usize>(&self, info: &[u8]) -> Secret<N> {
+        const { assert!(N <= MAX_OUTPUT) };
+        Secret::filled(|okm| {
+            self.0
+                .expand(info, okm)
+                .expect("N is within HKDF's limit of 255 blocks");
+        })
+    }
+}
+
+/// The longest output of HKDF-SHA-512, in bytes.
+const MAX_OUTPUT: usize = 255 * 64;
+
+#[cfg(test)]
+mod tests {
+    use aws_lc_rs::hkdf as oracle;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SUITE: &[u8] = b"\x04\x78DERIVEKEY";
+    const SIGNED_SUITE: &[u8] = b"\x05\x78DERIVEKEY";
+    const COMMITMENT: &[u8] = b"COMMITKEY";
+
+    /// Published vectors 4 and 10: data key, message id, content key, commit key, and the content
+    /// key of suite 0x0578.
+    const KNOWN: [[&str; 5]; 2] = [
+        [
+            "0000000000000000000000000000000000000000000000000000000000000000",
+            "0000000000000000000000000000000000000000000000000000000000000000",
+            "a9299dde8c7bafe70878698986e82e6378b94bf2cc29551824681647bae113a3",
+            "433d837f59cb7e9bc6334d154aff831109c6372d98f8b5ac8588bff7efaba651",
+            "14cca0a1bf3954b4766341162ba86ae4ae0e408d9f62856dd2a429f555ab4401",
+        ],
+        [
+            "49f7689f61287455a2198e884ef2032595e1cca64f8f62100a2fb5c7fb70da1a",
+            "3ca5a9c973819a4e320f26a4ab4551957b92b683e8690d27d2d3b58bff4b755b",
+            "a3e6af3abf396166c61658781b9900e48f30056e2aaded1de7ff81b16fee3a2b",
+            "f1b15c98a7debf8692be14f9bea72e061e2b1531ca3a9ccee80c7af4f0f0728a",
+            "a36c9a2526bcd5039891f59a321b4b9ed88b2f207765f9fa6fe5627cfc01109f",
+        ],
+    ];
+
+    const KNOWN_PRK: &str = "bae46cebebbb90409abc5acf7ac21fdb339c01ce15192c52fb9e8aa11a8de9a4\
+                             ea15a045f2be245fbb98916a9ae81b353e33b9c42a55380c5158241daeb3c6dd";
+
+    fn secret<const N: usize>(hex: &str) -> Secret<N> {
+        let digit = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).expect("hex");
+        Secret::filled(|cell| {
+            assert_eq!(hex.len(), 2 * N);
+            cell.iter_mut()
+                .enumerate()
+                .for_each(|(i, b)| *b = digit(2 * i));
+        })
+    }
+
+    #[test]
+    fn published_keys_are_derived() {
+        for [data_key, id, content, commitment, signed] in KNOWN {
+            let prk = extract(secret::<32>(id).expose(), &secret::<32>(data_key));
+            for (info, expected) in [
+                (SUITE, content),
+                (COMMITMENT, commitment),
+                (SIGNED_SUITE, signed),
+            ] {
+                assert!(prk.expand(info).matches(secret::<32>(expected).expose()));
+            }
+        }
+    }
+
+    #[test]
+    fn the_published_prk_leads_to_the_same_keys() {
+        let prk = secret::<64>(KNOWN_PRK);
+        let expander = Hkdf::<Sha512>::from_prk(prk.expose()).expect("64 bytes");
+        let content: Secret<32> = Extracted(expander).expand(SUITE);
+        assert!(content.matches(secret::<32>(KNOWN[0][2]).expose()));
+
+        let (extracted, _) = Hkdf::<Sha512>::extract(Some(&[0; 32]), &[0; 32]);
+        assert_eq!(extracted.as_slice(), prk.expose());
+    }
+
+    proptest! {
+        #[test]
+        fn another_implementation_agrees(salt: [u8; 32], ikm: [u8; 32], info: [u8; 11]) {
+            struct Length;
+            impl oracle::KeyType for Length {
+                fn len(&self) -> usize {
+                    80
+                }
+            }
+            let mut expected = [0; 80];
+            oracle::Salt::new(oracle::HKDF_SHA512, &salt)
+                .extract(&ikm)
+                .expand(&[&info], Length)
+                .and_then(|okm| okm.fill(&mut expected))
+                .expect("80 bytes");
+            let prk = extract(&salt, &Secret::<32>::filled(|cell| *cell = ikm));
+            prop_assert!(prk.expand::<80>(&info).matches(&expected));
+        }
+    }
+}
