@@ -2,10 +2,42 @@
 //!
 //! Bytes in, bytes out, under a data key that somebody else supplies. Knows nothing of tenants,
 //! policies or KMS.
+//!
+//! A message is a header (suite, message id, encryption context, encrypted data keys, commitment,
+//! tag) and a body of frames. Every message has keys of its own, derived from the data key and the
+//! message id, so a data key may seal any number of messages without repeating a nonce.
 
 pub mod context;
+mod envelope;
+mod flaw;
+mod frames;
+mod header;
+mod keys;
+mod reader;
+
+#[cfg(test)]
+mod tests;
 
 pub use context::EncryptionContext;
+pub use envelope::Envelope;
+pub use envelope::Limit;
+pub use flaw::Flaw;
+
+use std::mem;
+
+use zeroize::Zeroizing;
+
+use crate::crypto::Secret;
+use crate::crypto::random;
+
+use frames::Body;
+use frames::FrameLength;
+use frames::Frames;
+use header::Header;
+use keys::DATA_KEY;
+use keys::Keys;
+use keys::MESSAGE_ID;
+use reader::Reader;
 
 /// A data key as it stands in a message header, wrapped by a KMS key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -16,4 +48,111 @@ pub struct EncryptedDataKey {
     pub provider_info: String,
     /// The wrapped key, opaque, at most 6,144 bytes.
     pub ciphertext: Vec<u8>,
+}
+
+/// Seals `plaintext` as a message under `data_key`, which `envelope` holds wrapped, and binds it
+/// to `associated_data`, which the message does not hold. Without bytes of it the message is
+/// readable by any AWS Encryption SDK.
+///
+/// # Errors
+/// [`random::Error`] when there is no fresh message id to be had.
+///
+/// # Panics
+/// When `plaintext` needs more than 2^32 − 1 frames: beyond 16 TiB.
+pub fn seal(
+    data_key: &Secret<DATA_KEY>,
+    envelope: &Envelope,
+    associated_data: &[u8],
+    plaintext: &[u8],
+) -> Result<Vec<u8>, random::Error> {
+    let mut message_id = [0; MESSAGE_ID];
+    random::fill(&mut message_id)?;
+    Ok(seal_with(
+        data_key,
+        envelope,
+        &message_id,
+        FrameLength::DEFAULT,
+        associated_data,
+        plaintext,
+    ))
+}
+
+/// [`seal`] without randomness: a (data key, message id) pair must seal once at most.
+fn seal_with(
+    data_key: &Secret<DATA_KEY>,
+    envelope: &Envelope,
+    message_id: &[u8; MESSAGE_ID],
+    frame_length: FrameLength,
+    associated_data: &[u8],
+    plaintext: &[u8],
+) -> Vec<u8> {
+    let keys = Keys::derive(data_key, message_id);
+    let length = header::sealed_len(envelope) + frames::sealed_len(plaintext.len(), frame_length);
+    let mut message = Vec::with_capacity(length);
+    header::seal(
+        &keys,
+        envelope,
+        message_id,
+        frame_length,
+        associated_data,
+        &mut message,
+    );
+    Body::new(&keys.content, message_id).seal(frame_length, plaintext, &mut message);
+    message
+}
+
+/// A received message: its header is well formed and within our limits, and nothing about it is
+/// proved until [`Message::open`] returns.
+pub struct Message<'a> {
+    header: Header<'a>,
+    body: &'a [u8],
+}
+
+impl<'a> Message<'a> {
+    /// Reads the header of the message `bytes`. The body is first looked at by [`Message::open`].
+    ///
+    /// # Errors
+    /// The [`Flaw`] of the header that comes first.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, Flaw> {
+        let mut reader = Reader::new(bytes);
+        let header = Header::read(&mut reader)?;
+        Ok(Self {
+            header,
+            body: reader.rest(),
+        })
+    }
+
+    /// The encryption context, as the message claims. Empty in some messages of other producers.
+    pub fn context(&self) -> &EncryptionContext {
+        &self.header.context
+    }
+
+    /// The encrypted data keys, as the message claims, in its order. Those whose provider is not
+    /// UTF-8 text, as raw keyrings write them, are left out: none of them is ours to unwrap.
+    pub fn encrypted_data_keys(&self) -> &[EncryptedDataKey] {
+        &self.header.encrypted_data_keys
+    }
+
+    /// The plaintext, after every byte of the message has been verified: commitment, header with
+    /// `associated_data`, all frames in order, nothing behind them. Takes at most the memory of
+    /// the body, and wipes it unless it returns it.
+    ///
+    /// # Errors
+    /// The [`Flaw`] that comes first. Callers over the network must not learn which one.
+    pub fn open(
+        &self,
+        data_key: &Secret<DATA_KEY>,
+        associated_data: &[u8],
+    ) -> Result<Vec<u8>, Flaw> {
+        let keys = Keys::derive(data_key, self.header.message_id);
+        self.header.verify(&keys, associated_data)?;
+
+        let body = Body::new(&keys.content, self.header.message_id);
+        // Plaintext is shorter than its frames, so this never grows and leaves no copy behind.
+        let mut plaintext = Zeroizing::new(Vec::with_capacity(self.body.len()));
+        for frame in Frames::new(self.body, self.header.framing) {
+            body.open(&frame?, &mut plaintext)?;
+        }
+        Ok(mem::take(&mut *plaintext))
+    }
 }

@@ -3,6 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::Flaw;
+use super::reader::Reader;
+use super::reader::Short;
+
 /// Names and values that authenticate a message and its data key. Not secret: they stand in the
 /// message header and in CloudTrail.
 ///
@@ -61,41 +65,40 @@ impl EncryptionContext {
     /// [`Error`] outside the limits of this module, and for two names that differ only in ASCII
     /// case, because KMS grant constraints compare names without it.
     pub fn new(pairs: impl IntoIterator<Item = (String, String)>) -> Result<Self, Error> {
-        let mut context = BTreeMap::new();
+        let mut context = Self::default();
         for (name, value) in pairs {
-            if name.is_empty() || value.is_empty() {
-                return Err(Error::Empty);
-            }
-            if name.len() > MAX_NAME {
-                return Err(Error::Long {
-                    what: "name",
-                    length: name.len(),
-                    limit: MAX_NAME,
-                });
-            }
-            if value.len() > MAX_VALUE {
-                return Err(Error::Long {
-                    what: "value",
-                    length: value.len(),
-                    limit: MAX_VALUE,
-                });
-            }
-            if context
-                .keys()
-                .any(|known: &String| known.eq_ignore_ascii_case(&name))
-            {
-                return Err(Error::Duplicate(name));
-            }
-            context.insert(name, value);
-            if context.len() > MAX_PAIRS {
-                return Err(Error::Many(context.len()));
-            }
+            context.check(&name, &value)?;
+            context.insert(name, value)?;
         }
-        let context = Self(context);
-        match context.serialized_len() {
-            length if length > MAX_SERIALIZED => Err(Error::Large(length)),
-            _ => Ok(context),
+        context.within_limit()
+    }
+
+    /// Reads what [`EncryptionContext::serialize`] writes, with the pairs in any order (message
+    /// format, sections 4.1 and 8.3).
+    ///
+    /// # Errors
+    /// [`Flaw::ContextMalformed`] unless count and lengths use up `bytes` exactly, and for names
+    /// and values that are not UTF-8; [`Flaw::Context`] as [`EncryptionContext::new`] does.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Flaw> {
+        let mut context = Self::default();
+        if bytes.is_empty() {
+            return Ok(context);
         }
+        let mut reader = Reader::new(bytes);
+        let count = usize::from(reader.u16().map_err(malformed)?);
+        if count > MAX_PAIRS {
+            return Err(Error::Many(count).into());
+        }
+        for _ in 0..count {
+            let name = read_text(&mut reader)?;
+            let value = read_text(&mut reader)?;
+            context.check(name, value)?;
+            context.insert(name.to_owned(), value.to_owned())?;
+        }
+        if count == 0 || !reader.rest().is_empty() {
+            return Err(Flaw::ContextMalformed);
+        }
+        Ok(context.within_limit()?)
     }
 
     /// The value of `name`, compared byte by byte.
@@ -146,6 +149,52 @@ impl EncryptionContext {
             }
         }
     }
+
+    /// Whether the pair may be inserted, before anything is copied.
+    fn check(&self, name: &str, value: &str) -> Result<(), Error> {
+        if name.is_empty() || value.is_empty() {
+            return Err(Error::Empty);
+        }
+        for (what, text, limit) in [("name", name, MAX_NAME), ("value", value, MAX_VALUE)] {
+            if text.len() > limit {
+                return Err(Error::Long {
+                    what,
+                    length: text.len(),
+                    limit,
+                });
+            }
+        }
+        if self.0.keys().any(|known| known.eq_ignore_ascii_case(name)) {
+            return Err(Error::Duplicate(name.to_owned()));
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, name: String, value: String) -> Result<(), Error> {
+        self.0.insert(name, value);
+        match self.0.len() {
+            count if count > MAX_PAIRS => Err(Error::Many(count)),
+            _ => Ok(()),
+        }
+    }
+
+    fn within_limit(self) -> Result<Self, Error> {
+        match self.serialized_len() {
+            length if length > MAX_SERIALIZED => Err(Error::Large(length)),
+            _ => Ok(self),
+        }
+    }
+}
+
+fn read_text<'a>(reader: &mut Reader<'a>) -> Result<&'a str, Flaw> {
+    let length = usize::from(reader.u16().map_err(malformed)?);
+    let text = reader.take(length).map_err(malformed)?;
+    str::from_utf8(text).map_err(|_| Flaw::ContextMalformed)
+}
+
+/// The context ends within its own length, which is no truncation of the message.
+fn malformed(Short: Short) -> Flaw {
+    Flaw::ContextMalformed
 }
 
 /// Names alone: a value can be personal data, which belongs in no log.
@@ -165,6 +214,8 @@ pub fn is_reserved(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn context(pairs: &[(&str, &str)]) -> Result<EncryptionContext, Error> {
@@ -227,5 +278,67 @@ mod tests {
     fn reserved_names_are_known_without_case() {
         assert!(is_reserved("KeyBroker:x") && is_reserved("aws-crypto-public-key"));
         assert!(!is_reserved("keybroker") && !is_reserved("käybroker:") && !is_reserved("a"));
+    }
+
+    #[test]
+    fn pairs_are_read_in_any_order() {
+        let sorted = context(&[("a", "1"), ("b", "2")]).expect("valid");
+        let bytes = b"\0\x02\0\x01b\0\x012\0\x01a\0\x011";
+        assert_eq!(EncryptionContext::parse(bytes), Ok(sorted));
+        assert_eq!(
+            EncryptionContext::parse(b""),
+            Ok(EncryptionContext::default())
+        );
+    }
+
+    #[test]
+    fn a_context_that_contradicts_itself_is_malformed() {
+        let malformed: [&[u8]; 8] = [
+            b"\0",                      // no count
+            b"\0\0",                    // a count of none
+            b"\0\0\0\x01a\0\x011",      // fewer counted than there are
+            b"\0\x02\0\x01a\0\x011",    // more counted than there are
+            b"\0\x01\0\x01a\0\x011!",   // bytes left over
+            b"\0\x01\0\x01a\0\x02!",    // a value that ends early
+            b"\0\x01\0\x01\xff\0\x011", // a name that is not UTF-8
+            b"\0\x01\0\x01a\0\x01\xff", // a value that is not UTF-8
+        ];
+        for bytes in malformed {
+            assert_eq!(
+                EncryptionContext::parse(bytes),
+                Err(Flaw::ContextMalformed),
+                "{bytes:02x?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_context_is_read_within_the_limits_of_a_new_one() {
+        let refused: [(&[u8], Error); 4] = [
+            (b"\0\x11", Error::Many(17)),
+            (b"\0\x01\0\0\0\x011", Error::Empty),
+            (b"\0\x01\0\x01a\0\0", Error::Empty),
+            (
+                b"\0\x02\0\x01a\0\x011\0\x01A\0\x012",
+                Error::Duplicate("A".into()),
+            ),
+        ];
+        for (bytes, error) in refused {
+            assert_eq!(EncryptionContext::parse(bytes), Err(Flaw::Context(error)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_serialized_is_read_back(
+            pairs in prop::collection::btree_map("[a-z\u{e4}]{1,40}", ".{1,100}", 0..=16)
+        ) {
+            if let Ok(context) = EncryptionContext::new(pairs) {
+                let mut bytes = Vec::new();
+                context.serialize(&mut bytes);
+                prop_assert_eq!(bytes.len(), context.serialized_len());
+                prop_assert_eq!(EncryptionContext::parse(&bytes), Ok(context));
+            }
+        }
     }
 }

@@ -1,0 +1,147 @@
+//! The part of a header that all messages under one data key share.
+
+use super::EncryptedDataKey;
+use super::EncryptionContext;
+
+/// The encryption context and the encrypted data keys of a data key, serialized once for all the
+/// messages that it seals.
+pub struct Envelope(pub(super) Box<[u8]>);
+
+/// Which bound on encrypted data keys is passed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Limit {
+    /// A field of an encrypted data key is too long.
+    #[error("{field} of an encrypted data key has {length} bytes, more than {limit}")]
+    Field {
+        /// Which field.
+        field: &'static str,
+        /// Its length in bytes.
+        length: usize,
+        /// The most bytes it may have.
+        limit: usize,
+    },
+    /// There is no encrypted data key, or there are too many.
+    #[error("{count} encrypted data keys, not 1 to {limit}")]
+    Keys {
+        /// How many there are.
+        count: usize,
+        /// The most there may be.
+        limit: usize,
+    },
+}
+
+/// Most encrypted data keys that we write.
+pub(super) const MAX_KEYS_WRITTEN: usize = 8;
+/// Most encrypted data keys that we read.
+pub(super) const MAX_KEYS_READ: usize = 16;
+/// Longest provider id, and longest provider info, in bytes: KMS's maximum for a key's name.
+pub(super) const MAX_PROVIDER: usize = 2048;
+/// Longest encrypted data key proper, in bytes: KMS's maximum for a ciphertext.
+pub(super) const MAX_CIPHERTEXT: usize = 6144;
+
+impl Envelope {
+    /// `u16 A ‖ context (A bytes) ‖ u16 count ‖ (u16 length ‖ provider id ‖ u16 length ‖ provider
+    /// info ‖ u16 length ‖ ciphertext)…` (message format, section 2.1).
+    ///
+    /// # Errors
+    /// [`Limit`] unless there are 1 to 8 encrypted data keys, with providers of at most 2,048 and
+    /// ciphertexts of at most 6,144 bytes.
+    pub fn new(context: &EncryptionContext, keys: &[EncryptedDataKey]) -> Result<Self, Limit> {
+        check_count(keys.len(), MAX_KEYS_WRITTEN)?;
+        let mut bytes = Vec::new();
+        bytes.extend_from_slice(&length(context.serialized_len()));
+        context.serialize(&mut bytes);
+        bytes.extend_from_slice(&length(keys.len()));
+        for key in keys {
+            let fields = [
+                (PROVIDER_ID, key.provider_id.as_bytes()),
+                (PROVIDER_INFO, key.provider_info.as_bytes()),
+                (CIPHERTEXT, key.ciphertext.as_slice()),
+            ];
+            for ((field, limit), value) in fields {
+                check_field(field, value.len(), limit)?;
+                bytes.extend_from_slice(&length(value.len()));
+                bytes.extend_from_slice(value);
+            }
+        }
+        Ok(Self(bytes.into_boxed_slice()))
+    }
+}
+
+/// The fields of an encrypted data key in the order of the wire: name and longest length.
+pub(super) const PROVIDER_ID: (&str, usize) = ("provider id", MAX_PROVIDER);
+pub(super) const PROVIDER_INFO: (&str, usize) = ("provider info", MAX_PROVIDER);
+pub(super) const CIPHERTEXT: (&str, usize) = ("ciphertext", MAX_CIPHERTEXT);
+
+pub(super) fn check_count(count: usize, limit: usize) -> Result<(), Limit> {
+    if count == 0 || count > limit {
+        return Err(Limit::Keys { count, limit });
+    }
+    Ok(())
+}
+
+pub(super) fn check_field(field: &'static str, length: usize, limit: usize) -> Result<(), Limit> {
+    if length > limit {
+        return Err(Limit::Field {
+            field,
+            length,
+            limit,
+        });
+    }
+    Ok(())
+}
+
+fn length(n: usize) -> [u8; 2] {
+    u16::try_from(n)
+        .expect("contexts and checked fields have at most 6,144 bytes")
+        .to_be_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(provider: usize, ciphertext: usize) -> EncryptedDataKey {
+        EncryptedDataKey {
+            provider_id: "aws-kms".to_owned(),
+            provider_info: "k".repeat(provider),
+            ciphertext: vec![0; ciphertext],
+        }
+    }
+
+    fn limit(keys: &[EncryptedDataKey]) -> Option<Limit> {
+        Envelope::new(&EncryptionContext::default(), keys).err()
+    }
+
+    #[test]
+    fn limits_hold_at_the_edge_and_one_beyond() {
+        assert_eq!(limit(&vec![key(2048, 6144); 8]), None);
+        assert_eq!(
+            limit(&vec![key(1, 1); 9]),
+            Some(Limit::Keys { count: 9, limit: 8 })
+        );
+        assert_eq!(limit(&[]), Some(Limit::Keys { count: 0, limit: 8 }));
+        assert_eq!(
+            limit(&[key(2049, 1)]),
+            Some(Limit::Field {
+                field: "provider info",
+                length: 2049,
+                limit: 2048
+            })
+        );
+        assert_eq!(
+            limit(&[key(1, 6145)]),
+            Some(Limit::Field {
+                field: "ciphertext",
+                length: 6145,
+                limit: 6144
+            })
+        );
+    }
+
+    #[test]
+    fn an_empty_context_has_length_zero_and_no_count() {
+        let envelope = Envelope::new(&EncryptionContext::default(), &[key(1, 2)]).expect("one key");
+        assert_eq!(*envelope.0, *b"\0\0\0\x01\0\x07aws-kms\0\x01k\0\x02\0\0");
+    }
+}
