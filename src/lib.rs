@@ -7,6 +7,7 @@ pub mod clock;
 pub mod crypto;
 pub mod name;
 
+pub mod identity;
 pub mod message;
 
 pub mod kms;
