@@ -3,6 +3,8 @@
 //!
 //! Which KMS key to call comes from the directory, never from a ciphertext.
 
+pub mod local;
+
 use std::fmt;
 use std::str::FromStr;
 
