@@ -3,6 +3,7 @@
 //!
 //! Which KMS key to call comes from the directory, never from a ciphertext.
 
+pub mod aws;
 pub mod local;
 
 use std::fmt;
