@@ -6,8 +6,11 @@
 pub mod clock;
 pub mod crypto;
 pub mod name;
+pub mod strict;
 
 pub mod identity;
 pub mod message;
 
 pub mod kms;
+
+pub mod directory;

@@ -1,0 +1,223 @@
+//! Tenants and their keys: which KMS keys wrap for a key, whom its policy names, how long and
+//! for how much its data keys may serve. An immutable snapshot that a reload replaces whole.
+//!
+//! Says what is configured; whether a caller may do something is the policy room's to decide.
+
+mod file;
+mod key;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+pub use file::Fault;
+pub use key::Binding;
+pub use key::Key;
+pub use key::KeyPolicy;
+pub use key::Limits;
+pub use key::Owner;
+pub use key::Role;
+pub use key::Statement;
+pub use key::Tenant;
+
+use crate::identity::Rules;
+use crate::message::context;
+use crate::name::KeyName;
+use crate::name::TenantId;
+use crate::strict;
+
+/// All tenants and keys of one moment.
+#[derive(Debug, Default)]
+pub struct Directory {
+    homes: HashMap<TenantId, Home>,
+    generation: u64,
+}
+
+/// A tenant with its keys, ordered by their ids.
+#[derive(Debug)]
+struct Home {
+    tenant: Arc<Tenant>,
+    keys: Box<[Arc<Key>]>,
+}
+
+impl Directory {
+    /// Reads the tenants file at `path`. See [`Directory::parse`].
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(path).map_err(|error| Error::Read {
+            path: path.to_owned(),
+            error,
+        })?;
+        Self::parse(&text, path)
+    }
+
+    /// Reads `text`, a tenants file; `path` is for errors alone.
+    ///
+    /// All keys get the same generation. A directory that takes the place of another one must go
+    /// through [`Directory::succeed`].
+    ///
+    /// # Errors
+    /// [`Error`] at the first thing that is wrong, with its place. Nothing is clamped or skipped.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, Error> {
+        Ok(Self {
+            homes: file::parse(text, path)?,
+            generation: FIRST_GENERATION,
+        })
+    }
+
+    /// This directory as the successor of `previous`: a key keeps the generation it had if its
+    /// KMS binding and limits are the same, else it gets one that no key ever had in the line
+    /// of directories from which `previous` descends.
+    #[must_use]
+    pub fn succeed(mut self, previous: &Self) -> Self {
+        self.generation = previous.generation + 1;
+        for key in self.homes.values_mut().flat_map(|home| &mut home.keys) {
+            let generation = match previous.key(key.name()) {
+                Some(old) if old.kms() == key.kms() && old.limits() == key.limits() => {
+                    old.generation()
+                }
+                _ => self.generation,
+            };
+            Arc::make_mut(key).set_generation(generation);
+        }
+        self
+    }
+
+    /// Checks that no pair of the encryption context has two sources: identity rules set no
+    /// reserved name, and no name that is a fixed pair of any tenant, whatever its case.
+    ///
+    /// # Errors
+    /// [`Clash`].
+    pub fn check_rules(&self, rules: &Rules) -> Result<(), Clash> {
+        if let Some(name) = rules
+            .captured_names()
+            .find(|name| context::is_reserved(name))
+        {
+            return Err(Clash::Reserved {
+                name: name.to_owned(),
+            });
+        }
+        for tenant in self.homes.values().map(|home| &home.tenant) {
+            for (name, _) in tenant.context() {
+                if rules
+                    .captured_names()
+                    .any(|one| one.eq_ignore_ascii_case(name))
+                {
+                    return Err(Clash::Fixed {
+                        name: name.to_owned(),
+                        tenant: tenant.id().clone(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The key of this name.
+    pub fn key(&self, name: &KeyName) -> Option<&Arc<Key>> {
+        let keys = &self.homes.get(&name.tenant)?.keys;
+        let position = keys
+            .binary_search_by(|key| key.name().key.cmp(&name.key))
+            .ok()?;
+        keys.get(position)
+    }
+
+    /// The tenant of this id.
+    pub fn tenant(&self, id: &TenantId) -> Option<&Arc<Tenant>> {
+        self.homes.get(id).map(|home| &home.tenant)
+    }
+
+    /// The keys of a tenant, ordered by id; none for an unknown tenant.
+    pub fn keys(&self, tenant: &TenantId) -> &[Arc<Key>] {
+        self.homes.get(tenant).map_or(&[], |home| &home.keys)
+    }
+
+    /// All tenants, in no order.
+    pub fn tenants(&self) -> impl ExactSizeIterator<Item = &Arc<Tenant>> {
+        self.homes.values().map(|home| &home.tenant)
+    }
+
+    /// How many directories there have been in this line, this one included.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+}
+
+/// The tenants file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A key is wrong.
+    #[error("{}:{line}:{column}: tenant {tenant}, key {key}: {fault}", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// Where the key's id stands: line and column, counted from 1.
+        line: usize,
+        /// The column in characters.
+        column: usize,
+        /// The tenant's id.
+        tenant: TenantId,
+        /// The key's id as written.
+        key: String,
+        /// What is wrong.
+        fault: Box<Fault>,
+    },
+    /// The file could not be read.
+    #[error("{}: {error}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The file is no TOML, or not what a tenants file looks like.
+    #[error("{}: {error}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        error: strict::Error,
+    },
+    /// A tenant is wrong.
+    #[error("{}:{line}:{column}: tenant {tenant}: {fault}", path.display())]
+    Tenant {
+        /// The file.
+        path: PathBuf,
+        /// Where the tenant's id stands: line and column, counted from 1.
+        line: usize,
+        /// The column in characters.
+        column: usize,
+        /// The tenant's id as written.
+        tenant: String,
+        /// What is wrong.
+        fault: Box<Fault>,
+    },
+}
+
+/// The identity rules and the tenants would both set a pair of the encryption context.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Clash {
+    /// A rule sets a name that is a fixed pair of a tenant.
+    #[error("identity rules set context name {name}, which is a fixed pair of tenant {tenant}")]
+    Fixed {
+        /// The name, as the tenant has it.
+        name: String,
+        /// The tenant.
+        tenant: TenantId,
+    },
+    /// A rule sets a name that is ours.
+    #[error("identity rules set context name {name}, which is reserved")]
+    Reserved {
+        /// The name.
+        name: String,
+    },
+}
+
+/// The generation of the keys of a first directory.
+const FIRST_GENERATION: u64 = 1;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,459 @@
+//! The tenants file: what it looks like, and what must hold for it to be used.
+
+mod raw;
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use toml::Spanned;
+
+use super::Error;
+use super::Home;
+use super::key::Binding;
+use super::key::Key;
+use super::key::KeyPolicy;
+use super::key::Limits;
+use super::key::Pairs;
+use super::key::Role;
+use super::key::Statement;
+use super::key::Tenant;
+use crate::identity::PrincipalPattern;
+use crate::kms::KeyRef;
+use crate::kms::MalformedRef;
+use crate::message::EncryptionContext;
+use crate::message::context;
+use crate::name::KeyId;
+use crate::name::KeyName;
+use crate::name::Malformed;
+use crate::name::TenantId;
+use crate::strict;
+
+/// What is wrong with a tenant or a key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// The fixed pairs, or the pairs of a condition, could not stand in an encryption context.
+    #[error("context: {error}{}", detail(error))]
+    Context {
+        /// Why.
+        error: context::Error,
+    },
+    /// The id is none.
+    #[error("the id is {0}")]
+    Id(Malformed),
+    /// A name of a KMS key is malformed.
+    #[error("kms {value:?} is {error}")]
+    Kms {
+        /// The name as written.
+        value: String,
+        /// Why.
+        error: MalformedRef,
+    },
+    /// There is no KMS key.
+    #[error("kms names no KMS key")]
+    NoKms,
+    /// A cache limit is 0, negative or above its ceiling.
+    #[error("cache.{limit} is {value}; it must be above 0 and at most {ceiling}")]
+    Limit {
+        /// Which limit.
+        limit: &'static str,
+        /// The value as written.
+        value: String,
+        /// The ceiling, with its unit.
+        ceiling: String,
+    },
+    /// A principal of a list is malformed.
+    #[error("{list} names {value:?}, which is {error}")]
+    Principal {
+        /// The list.
+        list: &'static str,
+        /// The principal as written.
+        value: String,
+        /// Why.
+        error: crate::identity::principal::MalformedPattern,
+    },
+    /// A KMS key stands in the list twice, so that its version is unclear.
+    #[error("kms names {0} twice")]
+    RepeatedKms(KeyRef),
+    /// Another tenant, or another key of the tenant, has the same id.
+    #[error("the id stands in the file twice")]
+    RepeatedId,
+    /// A fixed pair has a name that is ours.
+    #[error("context name {0} is reserved")]
+    Reserved(String),
+}
+
+fn detail(error: &context::Error) -> String {
+    match error {
+        context::Error::Empty => String::new(),
+        context::Error::Long {
+            what,
+            length,
+            limit,
+        } => {
+            format!(": a {what} of {length} bytes, at most {limit}")
+        }
+        context::Error::Many(count) => format!(": {count}, at most {}", context::MAX_PAIRS),
+        context::Error::Duplicate(name) => format!(": {name}"),
+        context::Error::Large(length) => {
+            format!(": {length} bytes, at most {}", context::MAX_SERIALIZED)
+        }
+    }
+}
+
+/// The tenants of `text`, each with its keys in order.
+pub(super) fn parse(text: &str, path: &Path) -> Result<HashMap<TenantId, Home>, Error> {
+    match Reader::new(text, path).homes(pieces(text)) {
+        // The text as a whole decides, and knows the place of what is wrong.
+        Err(Error::Syntax { .. }) => Reader::new(text, path).homes([(0, text)]),
+        result => result,
+    }
+}
+
+/// Cuts `text` before each line that begins with `[[tenant]]`, with the offset of each piece, so
+/// that a hundred thousand tenants need not stand in memory as TOML all at once.
+///
+/// If all pieces are TOML, they mean what `text` means: a cut within a value of several lines
+/// would leave the piece before it incomplete. If something else than comments stands before the
+/// first tenant, all of `text` is one piece.
+fn pieces(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let header = |line: &str| line.trim_start().starts_with("[[tenant]]");
+    let mut rest = (0, text);
+    let mut preamble = text.lines().take_while(|line| !header(line));
+    let cuts = preamble.all(|line| line.is_empty() || line.starts_with('#'));
+    std::iter::from_fn(move || {
+        let (offset, text) = rest;
+        let mut lines = text.split_inclusive('\n');
+        let first = lines.next()?.len();
+        let others = lines.take_while(|line| !(cuts && header(line)));
+        let length = first + others.map(str::len).sum::<usize>();
+        let (piece, after) = text.split_at(length);
+        rest = (offset + length, after);
+        Some((offset, piece))
+    })
+}
+
+/// Turns what the file says into what holds, and keeps equal texts once: with a hundred thousand
+/// tenants most names, values and key ids are the same few.
+struct Reader<'a> {
+    text: &'a str,
+    path: &'a Path,
+    /// Where in `text` the piece begins that is being read.
+    offset: usize,
+    texts: HashSet<Arc<str>>,
+    ids: HashMap<String, KeyId>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(text: &'a str, path: &'a Path) -> Self {
+        Self {
+            text,
+            path,
+            offset: 0,
+            texts: HashSet::new(),
+            ids: HashMap::new(),
+        }
+    }
+
+    fn homes<'p>(
+        mut self,
+        pieces: impl IntoIterator<Item = (usize, &'p str)>,
+    ) -> Result<HashMap<TenantId, Home>, Error> {
+        let mut homes = HashMap::new();
+        for (offset, piece) in pieces {
+            self.offset = offset;
+            let file: raw::File = strict::parse(piece).map_err(|error| Error::Syntax {
+                path: self.path.to_owned(),
+                error,
+            })?;
+            for raw in file.tenant {
+                let id = raw.id.clone();
+                let home = self.home(raw)?;
+                if homes.insert(home.tenant.id.clone(), home).is_some() {
+                    return Err(self.tenant_error(&id, Fault::RepeatedId));
+                }
+            }
+        }
+        homes.shrink_to_fit();
+        Ok(homes)
+    }
+
+    fn home(&mut self, raw: raw::Tenant) -> Result<Home, Error> {
+        let raw::Tenant { id, context, key } = raw;
+        let tenant = self
+            .tenant(&id, context)
+            .map_err(|fault| self.tenant_error(&id, fault))?;
+        let tenant = Arc::new(tenant);
+        let mut keys = BTreeMap::new();
+        for raw in key {
+            let id = raw.id.clone();
+            let key = self.key(raw, &tenant).and_then(|key| {
+                match keys.insert(key.name.key.clone(), Arc::new(key)) {
+                    None => Ok(()),
+                    Some(_) => Err(Fault::RepeatedId),
+                }
+            });
+            key.map_err(|fault| self.key_error(&tenant, &id, fault))?;
+        }
+        Ok(Home {
+            tenant,
+            keys: keys.into_values().collect(),
+        })
+    }
+
+    fn tenant(
+        &mut self,
+        id: &Spanned<String>,
+        context: BTreeMap<String, String>,
+    ) -> Result<Tenant, Fault> {
+        let id = id.get_ref().parse().map_err(Fault::Id)?;
+        if let Some(name) = context.keys().find(|name| context::is_reserved(name)) {
+            return Err(Fault::Reserved(name.clone()));
+        }
+        EncryptionContext::new(context.clone()).map_err(|error| Fault::Context { error })?;
+        Ok(Tenant {
+            id,
+            context: self.pairs(context),
+        })
+    }
+
+    fn key(&mut self, raw: raw::Key, tenant: &Arc<Tenant>) -> Result<Key, Fault> {
+        let raw::Key {
+            id,
+            kms,
+            owner,
+            administrators,
+            users,
+            encrypt_only,
+            decrypt_only,
+            external_users,
+            shared_captures,
+            cache,
+        } = raw;
+        let name = KeyName {
+            tenant: tenant.id.clone(),
+            key: self.id(id.into_inner())?,
+        };
+        check_context(tenant, &name)?;
+        Ok(Key {
+            name,
+            tenant: tenant.clone(),
+            kms: binding(kms)?,
+            owner,
+            generation: super::FIRST_GENERATION,
+            limits: limits(cache)?,
+            policy: KeyPolicy {
+                administrators: self.statements(Role::Administrator, administrators)?,
+                users: self.statements(Role::User, users)?,
+                encrypt_only: self.statements(Role::EncryptOnly, encrypt_only)?,
+                decrypt_only: self.statements(Role::DecryptOnly, decrypt_only)?,
+                external_users: self.statements(Role::External, external_users)?,
+            },
+            shared_captures: shared_captures
+                .into_iter()
+                .map(|name| self.shared(name))
+                .collect(),
+        })
+    }
+
+    fn statements(
+        &mut self,
+        role: Role,
+        list: Vec<raw::Statement>,
+    ) -> Result<Box<[Statement]>, Fault> {
+        let statement = |raw: raw::Statement| {
+            let principal: PrincipalPattern =
+                raw.principal.parse().map_err(|error| Fault::Principal {
+                    list: role.label(),
+                    value: raw.principal,
+                    error,
+                })?;
+            EncryptionContext::new(raw.context.clone())
+                .map_err(|error| Fault::Context { error })?;
+            Ok(Statement {
+                principal,
+                condition: self.pairs(raw.context),
+            })
+        };
+        list.into_iter().map(statement).collect()
+    }
+
+    fn pairs(&mut self, pairs: BTreeMap<String, String>) -> Pairs {
+        pairs
+            .into_iter()
+            .map(|(name, value)| (self.shared(name), self.shared(value)))
+            .collect()
+    }
+
+    fn shared(&mut self, text: String) -> Arc<str> {
+        match self.texts.get(text.as_str()) {
+            Some(known) => known.clone(),
+            None => {
+                let text: Arc<str> = text.into();
+                self.texts.insert(text.clone());
+                text
+            }
+        }
+    }
+
+    fn id(&mut self, text: String) -> Result<KeyId, Fault> {
+        match self.ids.get(&text) {
+            Some(known) => Ok(known.clone()),
+            None => {
+                let id: KeyId = text.parse().map_err(Fault::Id)?;
+                self.ids.insert(text, id.clone());
+                Ok(id)
+            }
+        }
+    }
+
+    fn tenant_error(&self, id: &Spanned<String>, fault: Fault) -> Error {
+        let (line, column) = strict::position(self.text, self.offset + id.span().start);
+        Error::Tenant {
+            path: self.path.to_owned(),
+            line,
+            column,
+            tenant: id.get_ref().clone(),
+            fault: fault.into(),
+        }
+    }
+
+    fn key_error(&self, tenant: &Tenant, id: &Spanned<String>, fault: Fault) -> Error {
+        let (line, column) = strict::position(self.text, self.offset + id.span().start);
+        Error::Key {
+            path: self.path.to_owned(),
+            line,
+            column,
+            tenant: tenant.id.clone(),
+            key: id.get_ref().clone(),
+            fault: fault.into(),
+        }
+    }
+}
+
+/// Whether a context without any pair of a caller stays within the limits.
+fn check_context(tenant: &Tenant, name: &KeyName) -> Result<(), Fault> {
+    let own = [
+        (context::TENANT, tenant.id.as_str()),
+        (context::KEY, name.key.as_str()),
+    ];
+    let pairs = own
+        .into_iter()
+        .chain(tenant.context())
+        .map(|(name, value)| (name.to_owned(), value.to_owned()));
+    match EncryptionContext::new(pairs) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Fault::Context { error }),
+    }
+}
+
+fn binding(list: Vec<String>) -> Result<Binding, Fault> {
+    let mut keys: Vec<KeyRef> = Vec::with_capacity(list.len());
+    for value in list {
+        match value.parse::<KeyRef>() {
+            Ok(key) if keys.contains(&key) => return Err(Fault::RepeatedKms(key)),
+            Ok(key) => keys.push(key),
+            Err(error) => return Err(Fault::Kms { value, error }),
+        }
+    }
+    Binding::new(keys).ok_or(Fault::NoKms)
+}
+
+fn limits(raw: raw::Limits) -> Result<Limits, Fault> {
+    let default = Limits::default();
+    Ok(Limits {
+        max_age: match raw.max_age {
+            Some(age) => max_age(age)?,
+            None => default.max_age,
+        },
+        max_messages: match raw.max_messages {
+            Some(count) => counted("max_messages", count, Limits::CEILING.max_messages)?,
+            None => default.max_messages,
+        },
+        max_bytes: match raw.max_bytes {
+            Some(count) => counted("max_bytes", count, Limits::CEILING.max_bytes)?,
+            None => default.max_bytes,
+        },
+    })
+}
+
+/// Below it nearly every message would ask KMS.
+const LEAST_AGE: Duration = Duration::from_secs(1);
+
+fn max_age(age: SignedDuration) -> Result<Duration, Fault> {
+    let ceiling = Limits::CEILING.max_age;
+    match Duration::try_from(age) {
+        Ok(age) if (LEAST_AGE..=ceiling).contains(&age) => Ok(age),
+        _ => Err(Fault::Limit {
+            limit: "max_age",
+            value: format!("{age:#}"),
+            ceiling: format!("{ceiling:?}"),
+        }),
+    }
+}
+
+fn counted(limit: &'static str, count: u64, ceiling: u64) -> Result<u64, Fault> {
+    match count {
+        1.. if count <= ceiling => Ok(count),
+        _ => Err(Fault::Limit {
+            limit,
+            value: count.to_string(),
+            ceiling: ceiling.to_string(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What was read, for comparison.
+    fn shown(homes: HashMap<TenantId, Home>) -> BTreeMap<TenantId, String> {
+        let show = |home: Home| format!("{:?} {:?}", home.tenant, home.keys);
+        homes
+            .into_iter()
+            .map(|(id, home)| (id, show(home)))
+            .collect()
+    }
+
+    const LINES: [&str; 14] = [
+        "[[tenant]]",
+        "  [[tenant]] # another",
+        "id = \"a\"",
+        "id = 'b'",
+        "context.x = \"\"\"",
+        "\"\"\"",
+        "context.y = '''",
+        "'''",
+        "[[tenant.key]]",
+        "kms = [\"local:a\",",
+        "]",
+        "kms = \"local:b\"",
+        "# comment",
+        "tenant = [",
+    ];
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+
+        #[test]
+        fn pieces_mean_what_the_whole_means(
+            lines in proptest::collection::vec(proptest::sample::select(LINES.as_slice()), 0..12),
+        ) {
+            let text = lines.join("\n");
+            let reader = || Reader::new(&text, Path::new("tenants.toml"));
+            let lengths: usize = pieces(&text).map(|(_, piece)| piece.len()).sum();
+            prop_assert_eq!(lengths, text.len());
+            if let Ok(homes) = reader().homes(pieces(&text)) {
+                let whole = reader().homes([(0, text.as_str())]);
+                prop_assert_eq!(shown(homes), shown(whole.unwrap()));
+            }
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The tenants file as it is written. Unknown keys are errors; nothing is checked beyond types.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use jiff::SignedDuration;
+use serde::Deserialize;
+use serde::Deserializer;
+use serde::de::Error;
+use serde::de::MapAccess;
+use serde::de::SeqAccess;
+use serde::de::Visitor;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::value::SeqAccessDeserializer;
+use toml::Spanned;
+
+use crate::directory::key::Owner;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    #[serde(default)]
+    pub(super) tenant: Vec<Tenant>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tenant {
+    pub(super) id: Spanned<String>,
+    #[serde(default)]
+    pub(super) context: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(super) key: Vec<Key>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Key {
+    pub(super) id: Spanned<String>,
+    #[serde(deserialize_with = "one_or_many")]
+    pub(super) kms: Vec<String>,
+    #[serde(default)]
+    pub(super) owner: Owner,
+    #[serde(default)]
+    pub(super) administrators: Vec<Statement>,
+    #[serde(default)]
+    pub(super) users: Vec<Statement>,
+    #[serde(default)]
+    pub(super) encrypt_only: Vec<Statement>,
+    #[serde(default)]
+    pub(super) decrypt_only: Vec<Statement>,
+    #[serde(default)]
+    pub(super) external_users: Vec<Statement>,
+    #[serde(default)]
+    pub(super) shared_captures: Vec<String>,
+    #[serde(default)]
+    pub(super) cache: Limits,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Limits {
+    pub(super) max_age: Option<SignedDuration>,
+    pub(super) max_messages: Option<u64>,
+    pub(super) max_bytes: Option<u64>,
+}
+
+/// A principal alone, or `{ principal = "…", context = { … } }`.
+pub(super) struct Statement {
+    pub(super) principal: String,
+    pub(super) context: BTreeMap<String, String>,
+}
+
+impl<'de> Deserialize<'de> for Statement {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl<'de> Visitor<'de> for Either {
+            type Value = Statement;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a principal, or a table of principal and context")
+            }
+
+            fn visit_str<E: Error>(self, principal: &str) -> Result<Statement, E> {
+                Ok(Statement {
+                    principal: principal.to_owned(),
+                    context: BTreeMap::new(),
+                })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Statement, A::Error> {
+                #[derive(Deserialize)]
+                #[serde(deny_unknown_fields)]
+                struct Table {
+                    principal: String,
+                    #[serde(default)]
+                    context: BTreeMap<String, String>,
+                }
+
+                let Table { principal, context } =
+                    Table::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(Statement { principal, context })
+            }
+        }
+
+        deserializer.deserialize_any(Either)
+    }
+}
+
+/// A text alone, or a list of texts.
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    struct Either;
+
+    impl<'de> Visitor<'de> for Either {
+        type Value = Vec<String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a KMS key, or a list of them")
+        }
+
+        fn visit_str<E: Error>(self, key: &str) -> Result<Vec<String>, E> {
+            Ok(vec![key.to_owned()])
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Vec<String>, A::Error> {
+            Vec::deserialize(SeqAccessDeserializer::new(list))
+        }
+    }
+
+    deserializer.deserialize_any(Either)
+}

@@ -1,0 +1,296 @@
+//! What the directory knows of a tenant and of a key.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::identity::PrincipalPattern;
+use crate::kms::KeyRef;
+use crate::message::EncryptedDataKey;
+use crate::name::KeyName;
+use crate::name::TenantId;
+
+/// The isolation boundary: an id, and the pairs that stand in each of its encryption contexts.
+#[derive(Debug)]
+pub struct Tenant {
+    pub(super) id: TenantId,
+    pub(super) context: Pairs,
+}
+
+impl Tenant {
+    /// The id.
+    pub fn id(&self) -> &TenantId {
+        &self.id
+    }
+
+    /// The fixed pairs, ordered by name. No name is reserved or the name of an identity rule's
+    /// pair, whatever its case.
+    pub fn context(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
+        self.context.iter()
+    }
+}
+
+/// A key of a tenant.
+#[derive(Clone, Debug)]
+pub struct Key {
+    pub(super) name: KeyName,
+    pub(super) tenant: Arc<Tenant>,
+    pub(super) kms: Binding,
+    pub(super) owner: Owner,
+    pub(super) generation: u64,
+    pub(super) limits: Limits,
+    pub(super) policy: KeyPolicy,
+    pub(super) shared_captures: Box<[Arc<str>]>,
+}
+
+impl Key {
+    /// The full name.
+    pub fn name(&self) -> &KeyName {
+        &self.name
+    }
+
+    /// Whose key it is.
+    pub fn tenant(&self) -> &Arc<Tenant> {
+        &self.tenant
+    }
+
+    /// The KMS keys that wrap for it.
+    pub fn kms(&self) -> &Binding {
+        &self.kms
+    }
+
+    /// In whose AWS account those KMS keys are.
+    pub fn owner(&self) -> Owner {
+        self.owner
+    }
+
+    /// Changes whenever the binding or the limits do, and never comes back to an older number:
+    /// what was cached under another generation is not for this key.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// How long and for how much one data key may serve.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Who may do what with it.
+    pub fn policy(&self) -> &KeyPolicy {
+        &self.policy
+    }
+
+    /// Whether callers may open messages whatever they hold under `name`, a pair that identity
+    /// rules set.
+    pub fn shares(&self, name: &str) -> bool {
+        self.shared_captures.iter().any(|shared| **shared == *name)
+    }
+
+    pub(super) fn set_generation(&mut self, generation: u64) {
+        self.generation = generation;
+    }
+}
+
+/// The KMS keys of a key, at least one, all different. The position in the list is the version,
+/// counted from 1; the last is primary and wraps, all of them unwrap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Binding {
+    older: Box<[KeyRef]>,
+    primary: KeyRef,
+}
+
+impl Binding {
+    /// The keys of `list`, oldest first; none for an empty list.
+    pub(super) fn new(mut list: Vec<KeyRef>) -> Option<Self> {
+        let primary = list.pop()?;
+        Some(Self {
+            older: list.into(),
+            primary,
+        })
+    }
+
+    /// The key that wraps new data keys.
+    pub fn primary(&self) -> &KeyRef {
+        &self.primary
+    }
+
+    /// The version of the primary key, which is also how many there are.
+    pub fn primary_version(&self) -> usize {
+        self.older.len() + 1
+    }
+
+    /// The version of `key`, if it is one of these.
+    pub fn version_of(&self, key: &KeyRef) -> Option<usize> {
+        self.iter()
+            .zip(1..)
+            .find(|(one, _)| *one == key)
+            .map(|(_, version)| version)
+    }
+
+    /// The position of the key that `wrapped` says it was wrapped by: that very key, or else a
+    /// replica of it.
+    pub fn unwrapper(&self, wrapped: &EncryptedDataKey) -> Option<usize> {
+        let named = |key: &KeyRef| key.to_string() == wrapped.provider_info;
+        self.iter()
+            .position(|key| key.claims(wrapped) && named(key))
+            .or_else(|| self.iter().position(|key| key.claims(wrapped)))
+    }
+
+    /// All keys, oldest first.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &KeyRef> {
+        self.older.iter().chain([&self.primary])
+    }
+}
+
+/// In whose AWS account a KMS key is: decides whether its refusal is our fault or the tenant's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Owner {
+    /// The operator's of this service.
+    #[default]
+    Operator,
+    /// The tenant's own.
+    Tenant,
+}
+
+/// The hard limits of one data key that seals; what opens is bound by age alone. None is 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// How long it may serve.
+    pub max_age: Duration,
+    /// How many messages it may seal.
+    pub max_messages: u64,
+    /// How many bytes of plaintext it may seal.
+    pub max_bytes: u64,
+}
+
+impl Limits {
+    /// What a key may be configured to at most: an hour without asking KMS again is the longest
+    /// revocation may take, 2^32 messages are the format's own bound, and bytes are counted in
+    /// 63 bits everywhere.
+    pub const CEILING: Self = Self {
+        max_age: Duration::from_secs(3600),
+        max_messages: 1 << 32,
+        max_bytes: (1 << 63) - 1,
+    };
+}
+
+impl Default for Limits {
+    /// Five minutes, a million messages and 64 GiB: revocation shows soon, while a busy key
+    /// still asks KMS only a few times an hour.
+    fn default() -> Self {
+        Self {
+            max_age: Duration::from_secs(300),
+            max_messages: 1 << 20,
+            max_bytes: 1 << 36,
+        }
+    }
+}
+
+/// Who may do what with a key; nobody else may do anything. [`Role::External`] alone is for
+/// callers of other tenants, all other roles are for the key's own tenant.
+#[derive(Clone, Debug, Default)]
+pub struct KeyPolicy {
+    pub(super) administrators: Box<[Statement]>,
+    pub(super) users: Box<[Statement]>,
+    pub(super) encrypt_only: Box<[Statement]>,
+    pub(super) decrypt_only: Box<[Statement]>,
+    pub(super) external_users: Box<[Statement]>,
+}
+
+impl KeyPolicy {
+    /// The statements that give `role`.
+    pub fn statements(&self, role: Role) -> &[Statement] {
+        match role {
+            Role::Administrator => &self.administrators,
+            Role::DecryptOnly => &self.decrypt_only,
+            Role::EncryptOnly => &self.encrypt_only,
+            Role::External => &self.external_users,
+            Role::User => &self.users,
+        }
+    }
+}
+
+/// What a caller is to a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Manages and may not use.
+    Administrator,
+    /// Opens.
+    DecryptOnly,
+    /// Seals.
+    EncryptOnly,
+    /// Of another tenant; seals and opens.
+    External,
+    /// Seals and opens.
+    User,
+}
+
+impl Role {
+    /// All roles.
+    pub const ALL: [Self; 5] = [
+        Self::Administrator,
+        Self::DecryptOnly,
+        Self::EncryptOnly,
+        Self::External,
+        Self::User,
+    ];
+
+    /// The name of the list in the tenants file.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Administrator => "administrators",
+            Self::DecryptOnly => "decrypt_only",
+            Self::EncryptOnly => "encrypt_only",
+            Self::External => "external_users",
+            Self::User => "users",
+        }
+    }
+}
+
+/// One line of a key policy: principals, and the pairs that must stand in the encryption context
+/// when they use the key.
+#[derive(Clone, Debug)]
+pub struct Statement {
+    pub(super) principal: PrincipalPattern,
+    pub(super) condition: Pairs,
+}
+
+impl Statement {
+    /// Who is meant.
+    pub fn principal(&self) -> &PrincipalPattern {
+        &self.principal
+    }
+
+    /// The pairs that must stand in the encryption context with these very values.
+    pub fn condition(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
+        self.condition.iter()
+    }
+}
+
+/// Names and values, ordered by name. Equal texts of a file are one allocation.
+#[derive(Clone)]
+pub(super) struct Pairs(Box<[(Arc<str>, Arc<str>)]>);
+
+impl Pairs {
+    fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (&**name, &**value))
+    }
+}
+
+impl FromIterator<(Arc<str>, Arc<str>)> for Pairs {
+    fn from_iter<T: IntoIterator<Item = (Arc<str>, Arc<str>)>>(pairs: T) -> Self {
+        Self(pairs.into_iter().collect())
+    }
+}
+
+/// Names alone: a value can be personal data, which belongs in no log.
+impl fmt::Debug for Pairs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set()
+            .entries(self.iter().map(|(name, _)| name))
+            .finish()
+    }
+}
