@@ -14,3 +14,5 @@ pub mod message;
 pub mod kms;
 
 pub mod directory;
+
+pub mod policy;

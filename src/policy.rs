@@ -1,0 +1,498 @@
+//! Whether a caller may do something with a key, and with which encryption context. The only
+//! place where a [`Permit`] is made.
+//!
+//! Authorization comes before every other check, so that a caller without rights learns nothing:
+//! unknown and forbidden keys end in the same [`Denied`] by the same path.
+
+use std::sync::Arc;
+
+use crate::directory::Clash;
+use crate::directory::Directory;
+use crate::directory::Key;
+use crate::directory::Role;
+use crate::identity::Caller;
+use crate::identity::Rules;
+use crate::message::EncryptionContext;
+use crate::message::context;
+use crate::name::KeyId;
+use crate::name::KeyName;
+use crate::name::TenantId;
+
+/// What is configured at one moment: the tenants, and the identity rules that fit them. A reload
+/// of either makes a new one; a [`Caller`] of older rules is to be mapped anew.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    directory: Arc<Directory>,
+    rules: Arc<Rules>,
+}
+
+impl Policy {
+    /// The policy of `directory` for callers mapped by `rules`.
+    ///
+    /// # Errors
+    /// [`Clash`] when both would set a pair of some encryption context.
+    pub fn new(directory: Arc<Directory>, rules: Arc<Rules>) -> Result<Self, Clash> {
+        directory.check_rules(&rules)?;
+        Ok(Self { directory, rules })
+    }
+
+    /// The tenants and keys.
+    pub fn directory(&self) -> &Arc<Directory> {
+        &self.directory
+    }
+
+    /// The identity rules.
+    pub fn rules(&self) -> &Arc<Rules> {
+        &self.rules
+    }
+
+    /// Whether `caller` may seal under the key `name`, adding the pairs `own` to the context.
+    ///
+    /// The context is the tenant's and key's own pairs, the tenant's fixed pairs, the caller's
+    /// captures and `own`.
+    ///
+    /// # Errors
+    /// [`Refused::Denied`], also for an `action` that does not seal; then [`Refused::Context`].
+    /// Never [`Refused::Mismatch`].
+    pub fn authorize_seal(
+        &self,
+        caller: &Caller,
+        action: Action,
+        name: &KeyName,
+        own: &[(String, String)],
+    ) -> Result<Permit, Refused> {
+        let (key, rule) = self.allow(caller, action, Direction::Seal, name, |key| {
+            sealing_context(key, caller, own)
+        })?;
+        self.check_own(&key, own)?;
+        let pairs = sealing_context(&key, caller, own)
+            .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        Ok(Permit {
+            context: EncryptionContext::new(pairs).map_err(|error| unfit(own, error))?,
+            key,
+            action,
+            rule,
+        })
+    }
+
+    /// Whether `caller` may open a message whose header holds the context `header`, under the key
+    /// `name` or else the key that the header names, when the request names the pairs `own`.
+    ///
+    /// After authorization the header must hold exactly: the pairs of tenant and key; the
+    /// tenant's fixed pairs; under each name that identity rules set what the caller itself
+    /// captured, be it nothing, unless the key shares that name; and `own`.
+    ///
+    /// # Errors
+    /// [`Refused::Mismatch`] when no `name` is given and the header names no key, then
+    /// [`Refused::Denied`], also for an `action` that does not open; then [`Refused::Context`]
+    /// for pairs in `own` that no caller may name; then [`Refused::Mismatch`] when the header is
+    /// another one.
+    pub fn authorize_open(
+        &self,
+        caller: &Caller,
+        action: Action,
+        name: Option<&KeyName>,
+        header: &EncryptionContext,
+        own: &[(String, String)],
+    ) -> Result<Permit, Refused> {
+        let named = key_named(header);
+        let name = name.or(named.as_ref()).ok_or(Mismatch::NoKey)?;
+        let (key, rule) = self.allow(caller, action, Direction::Open, name, |_| header.pairs())?;
+        self.check_own(&key, own)?;
+        EncryptionContext::new(own.iter().cloned()).map_err(|error| unfit(own, error))?;
+        if named.as_ref() != Some(key.name()) {
+            return Err(Mismatch::Key.into());
+        }
+        self.check_header(&key, caller, header, own)?;
+        Ok(Permit {
+            context: header.clone(),
+            key,
+            action,
+            rule,
+        })
+    }
+
+    /// The key `name`, if `caller` holds any role on it, and that role. Conditions bind the use
+    /// of a key and not the sight of it.
+    ///
+    /// # Errors
+    /// [`Denied`].
+    pub fn authorize_describe(
+        &self,
+        caller: &Caller,
+        name: &KeyName,
+    ) -> Result<(&Arc<Key>, Role), Denied> {
+        let key = self.directory.key(name).ok_or(Denied::UnknownKey)?;
+        let role = role_of(caller, key).ok_or(Denied::NoStatement)?;
+        Ok((key, role))
+    }
+
+    /// The keys of `tenant` on which `caller` holds any role, ordered by id, with the first such
+    /// role.
+    pub fn visible_keys(
+        &self,
+        caller: &Caller,
+        tenant: &TenantId,
+    ) -> impl Iterator<Item = (&Arc<Key>, Role)> {
+        let keys = self.directory.keys(tenant).iter();
+        keys.filter_map(|key| Some((key, role_of(caller, key)?)))
+    }
+
+    /// The key, and the list in its policy that allows `action` with the context `pairs`.
+    fn allow<'a, P: Iterator<Item = (&'a str, &'a str)>>(
+        &'a self,
+        caller: &Caller,
+        action: Action,
+        direction: Direction,
+        name: &KeyName,
+        pairs: impl Fn(&'a Key) -> P,
+    ) -> Result<(Arc<Key>, &'static str), Denied> {
+        let key = self.directory.key(name).ok_or(Denied::UnknownKey)?;
+        let mut denied = Denied::NoStatement;
+        for role in roles(caller, key) {
+            if action.direction() != direction || !allows(*role, direction) {
+                continue;
+            }
+            for statement in key.policy().statements(*role) {
+                if !statement.principal().matches(caller.principal()) {
+                    continue;
+                }
+                let mut condition = statement.condition();
+                if condition.all(|wanted| pairs(key).any(|pair| pair == wanted)) {
+                    return Ok((key.clone(), role.label()));
+                }
+                denied = Denied::Condition;
+            }
+        }
+        Err(denied)
+    }
+
+    /// Whether a caller may set the pairs `own` itself. Case does not count: a name that looks
+    /// like another's is as bad as that name.
+    fn check_own(&self, key: &Key, own: &[(String, String)]) -> Result<(), InvalidContext> {
+        for (name, _) in own {
+            let alike = |other: &str| other.eq_ignore_ascii_case(name);
+            if context::is_reserved(name) {
+                return Err(InvalidContext::Reserved { name: name.clone() });
+            }
+            if key.tenant().context().any(|(fixed, _)| alike(fixed)) {
+                return Err(InvalidContext::Fixed { name: name.clone() });
+            }
+            if self.rules.captured_names().any(alike) {
+                return Err(InvalidContext::Captured { name: name.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether `header`, which names `key`, is what `caller` says with `own`; message format,
+    /// section 4.2.
+    fn check_header(
+        &self,
+        key: &Key,
+        caller: &Caller,
+        header: &EncryptionContext,
+        own: &[(String, String)],
+    ) -> Result<(), Mismatch> {
+        let fixed = || key.tenant().context();
+        if fixed().any(|(name, value)| header.value(name) != Some(value)) {
+            return Err(Mismatch::Fixed);
+        }
+        let differs = |name: &str| header.value(name) != captured(caller, name);
+        let mut captures = self.rules.captured_names();
+        if captures.any(|name| !key.shares(name) && differs(name)) {
+            return Err(Mismatch::Captured);
+        }
+        let mut left = own.len();
+        for (name, value) in header.pairs() {
+            let ours = [context::TENANT, context::KEY].contains(&name)
+                || fixed().any(|(fixed, _)| fixed == name)
+                || self.rules.captured_names().any(|captured| captured == name);
+            if ours {
+                continue;
+            }
+            if !own.iter().any(|(n, v)| n == name && v == value) {
+                return Err(Mismatch::Own);
+            }
+            left = left.saturating_sub(1);
+        }
+        match left {
+            0 => Ok(()),
+            _ => Err(Mismatch::Own),
+        }
+    }
+}
+
+/// Leave for one action with one key and one encryption context. Made here alone and good for one
+/// call: it cannot be copied, so it is not kept.
+pub struct Permit {
+    key: Arc<Key>,
+    action: Action,
+    context: EncryptionContext,
+    rule: &'static str,
+}
+
+impl Permit {
+    /// Whose key it is: the tenant in all that follows, whoever calls.
+    pub fn tenant(&self) -> &TenantId {
+        self.key.tenant().id()
+    }
+
+    /// The key.
+    pub fn key(&self) -> &Arc<Key> {
+        &self.key
+    }
+
+    /// The action.
+    pub fn action(&self) -> Action {
+        self.action
+    }
+
+    /// The full encryption context: what KMS gets and what stands in the message header.
+    pub fn context(&self) -> &EncryptionContext {
+        &self.context
+    }
+
+    /// The list of the key policy that allowed it: `users`, `encrypt_only`, `decrypt_only` or
+    /// `external_users`.
+    pub fn rule(&self) -> &'static str {
+        self.rule
+    }
+}
+
+/// A use of a key, named as in AWS KMS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Opens a message.
+    Decrypt,
+    /// Seals a message.
+    Encrypt,
+    /// Makes a key, hands it out and seals it.
+    GenerateDataKey,
+    /// Makes a key and seals it.
+    GenerateDataKeyWithoutPlaintext,
+    /// Opens a message in order to seal it anew.
+    ReEncryptFrom,
+    /// Seals what was opened so.
+    ReEncryptTo,
+}
+
+impl Action {
+    /// The name.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Decrypt => "Decrypt",
+            Self::Encrypt => "Encrypt",
+            Self::GenerateDataKey => "GenerateDataKey",
+            Self::GenerateDataKeyWithoutPlaintext => "GenerateDataKeyWithoutPlaintext",
+            Self::ReEncryptFrom => "ReEncryptFrom",
+            Self::ReEncryptTo => "ReEncryptTo",
+        }
+    }
+
+    /// Whether it seals or opens.
+    pub fn direction(self) -> Direction {
+        match self {
+            Self::Decrypt | Self::ReEncryptFrom => Direction::Open,
+            Self::Encrypt
+            | Self::GenerateDataKey
+            | Self::GenerateDataKeyWithoutPlaintext
+            | Self::ReEncryptTo => Direction::Seal,
+        }
+    }
+}
+
+/// Which way a key is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// Ciphertext comes in.
+    Open,
+    /// Ciphertext goes out.
+    Seal,
+}
+
+/// No permit.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The caller's own pairs cannot stand in a context. Only an authorized caller learns it.
+    #[error(transparent)]
+    Context(#[from] InvalidContext),
+    /// The caller may not do it.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// The message is bound to another context; to the caller, an invalid ciphertext like any
+    /// other.
+    #[error(transparent)]
+    Mismatch(#[from] Mismatch),
+}
+
+/// Why a caller may not do something. For the audit record alone: to the caller all are one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Denied {
+    /// Statements name the caller, and the condition of none holds.
+    #[error("the context does not meet the key policy's condition")]
+    Condition,
+    /// No statement allows it to the caller.
+    #[error("no statement of the key policy allows it")]
+    NoStatement,
+    /// There is no such tenant or key.
+    #[error("there is no such key")]
+    UnknownKey,
+}
+
+impl Denied {
+    /// A stable name, for audit records and metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Condition => "condition",
+            Self::NoStatement => "no_statement",
+            Self::UnknownKey => "unknown_key",
+        }
+    }
+}
+
+/// Why the caller's own pairs cannot stand in the context. Holds names, never values.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidContext {
+    /// Identity rules set this name.
+    #[error("context name {name} is set from the caller's identity")]
+    Captured {
+        /// The name as the caller wrote it.
+        name: String,
+    },
+    /// The tenant has this name fixed.
+    #[error("context name {name} is fixed by the tenant")]
+    Fixed {
+        /// The name as the caller wrote it.
+        name: String,
+    },
+    /// A pair, or the context as a whole, is outside the limits.
+    #[error("invalid encryption context: {error}")]
+    Limits {
+        /// The pair that is so by itself.
+        name: Option<String>,
+        /// The limit.
+        error: context::Error,
+    },
+    /// The name is ours or the format's.
+    #[error("context name {name} is reserved")]
+    Reserved {
+        /// The name as the caller wrote it.
+        name: String,
+    },
+}
+
+/// How the context of a message differs from what the caller may open and says of it. For the
+/// audit record alone: to the caller all are an invalid ciphertext.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Mismatch {
+    /// A pair that identity rules set is not this caller's.
+    #[error("the message belongs to another identity")]
+    Captured,
+    /// A fixed pair of the tenant is absent or has another value.
+    #[error("the message lacks a fixed pair of the tenant")]
+    Fixed,
+    /// It names another key than the request.
+    #[error("the message was sealed under another key")]
+    Key,
+    /// It names no key: another producer's message, or a damaged one.
+    #[error("the message names no key of ours")]
+    NoKey,
+    /// The pairs that are left are not those that the request names.
+    #[error("the message has other context pairs than the request")]
+    Own,
+}
+
+impl Mismatch {
+    /// A stable name, for audit records and metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Captured => "context_captured",
+            Self::Fixed => "context_fixed",
+            Self::Key => "context_key",
+            Self::NoKey => "context_no_key",
+            Self::Own => "context_own",
+        }
+    }
+}
+
+/// The key that a message names in its header, unproven: good for a look-up and for the audit
+/// record.
+pub fn key_named(header: &EncryptionContext) -> Option<KeyName> {
+    let tenant: TenantId = header.value(context::TENANT)?.parse().ok()?;
+    let key: KeyId = header.value(context::KEY)?.parse().ok()?;
+    Some(KeyName { tenant, key })
+}
+
+/// The pairs of a context to seal under, before anybody has looked at `own`.
+fn sealing_context<'a>(
+    key: &'a Key,
+    caller: &'a Caller,
+    own: &'a [(String, String)],
+) -> impl Iterator<Item = (&'a str, &'a str)> {
+    let text = |(name, value): &'a (String, String)| (name.as_str(), value.as_str());
+    let name = key.name();
+    [
+        (context::TENANT, name.tenant.as_str()),
+        (context::KEY, name.key.as_str()),
+    ]
+    .into_iter()
+    .chain(key.tenant().context())
+    .chain(caller.captures().iter().map(text))
+    .chain(own.iter().map(text))
+}
+
+/// The roles that `caller` can have on `key` at all: its tenant decides.
+fn roles(caller: &Caller, key: &Key) -> &'static [Role] {
+    match caller.tenant() == key.tenant().id() {
+        true => &[
+            Role::User,
+            Role::EncryptOnly,
+            Role::DecryptOnly,
+            Role::Administrator,
+        ],
+        false => &[Role::External],
+    }
+}
+
+/// Whether `role` may use a key in `direction`.
+fn allows(role: Role, direction: Direction) -> bool {
+    match role {
+        Role::Administrator => false,
+        Role::DecryptOnly => direction == Direction::Open,
+        Role::EncryptOnly => direction == Direction::Seal,
+        Role::External | Role::User => true,
+    }
+}
+
+/// The first role that `caller` has on `key`, whatever the conditions.
+fn role_of(caller: &Caller, key: &Key) -> Option<Role> {
+    let named = |role: &&Role| {
+        let mut statements = key.policy().statements(**role).iter();
+        statements.any(|statement| statement.principal().matches(caller.principal()))
+    };
+    roles(caller, key).iter().find(named).copied()
+}
+
+fn captured<'a>(caller: &'a Caller, name: &str) -> Option<&'a str> {
+    let mut captures = caller.captures().iter();
+    captures
+        .find(|(known, _)| known == name)
+        .map(|(_, value)| value.as_str())
+}
+
+/// Finds the pair of `own` that `error` is about, if it is about one alone.
+fn unfit(own: &[(String, String)], error: context::Error) -> InvalidContext {
+    let alone = |pair: &&(String, String)| EncryptionContext::new([(*pair).clone()]).is_err();
+    let name = match &error {
+        context::Error::Duplicate(name) => Some(name.clone()),
+        context::Error::Empty | context::Error::Long { .. } => {
+            own.iter().find(alone).map(|(name, _)| name.clone())
+        }
+        context::Error::Large(_) | context::Error::Many(_) => None,
+    };
+    InvalidContext::Limits { name, error }
+}
+
+#[cfg(test)]
+mod tests;
