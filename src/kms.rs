@@ -4,7 +4,12 @@
 //! Which KMS key to call comes from the directory, never from a ciphertext.
 
 pub mod aws;
+mod backends;
 pub mod local;
+
+pub use backends::Backends;
+pub use backends::Config;
+pub use backends::LocalConfig;
 
 use std::fmt;
 use std::str::FromStr;
