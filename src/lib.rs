@@ -7,6 +7,7 @@ pub mod clock;
 pub mod crypto;
 pub mod name;
 pub mod strict;
+mod sync;
 
 pub mod identity;
 pub mod message;
@@ -16,3 +17,5 @@ pub mod kms;
 pub mod directory;
 
 pub mod policy;
+
+pub mod datakeys;
