@@ -19,3 +19,5 @@ pub mod directory;
 pub mod policy;
 
 pub mod datakeys;
+
+pub mod audit;
