@@ -21,3 +21,6 @@ pub mod policy;
 pub mod datakeys;
 
 pub mod audit;
+pub mod error;
+
+pub mod broker;

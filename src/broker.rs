@@ -1,0 +1,528 @@
+//! The operations, a short method each: permit → data key → message.
+//!
+//! Unaware of gRPC. A request here is decoded and its checksums hold; everything else about it is
+//! still the caller's word.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use zeroize::Zeroizing;
+
+use crate::audit;
+use crate::audit::Notes;
+use crate::crypto::random;
+use crate::datakeys::DataKeys;
+use crate::datakeys::Source;
+use crate::datakeys::Version;
+use crate::directory::Key;
+use crate::directory::Role;
+use crate::error::Error;
+use crate::identity::Caller;
+use crate::identity::Peer;
+use crate::message::EncryptionContext;
+use crate::message::Message;
+use crate::message::context;
+use crate::name::KeyId;
+use crate::name::KeyName;
+use crate::name::TenantId;
+use crate::policy;
+use crate::policy::Action;
+use crate::policy::InvalidContext;
+use crate::policy::Permit;
+use crate::policy::Policy;
+use crate::policy::Refused;
+
+/// Identities, policies and data keys, joined.
+pub struct Broker {
+    policy: ArcSwap<Policy>,
+    data_keys: DataKeys,
+}
+
+impl Broker {
+    /// A broker under `policy`.
+    pub fn new(policy: Policy, data_keys: DataKeys) -> Self {
+        Self {
+            policy: ArcSwap::from_pointee(policy),
+            data_keys,
+        }
+    }
+
+    /// Swaps the policy whole. Calls under way end under the one that they began with.
+    pub fn reload(&self, policy: Policy) {
+        self.policy.store(Arc::new(policy));
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> Arc<Policy> {
+        self.policy.load_full()
+    }
+
+    /// The data keys.
+    pub fn data_keys(&self) -> &DataKeys {
+        &self.data_keys
+    }
+
+    /// Begins a call by `peer`, under the policy of this moment.
+    ///
+    /// # Errors
+    /// [`Error::Unmapped`] when no identity rule maps the peer to a tenant.
+    pub fn call(&self, peer: &Peer, notes: Notes) -> Result<Call<'_>, Error> {
+        let policy = self.policy();
+        let caller = policy.rules().map(peer).ok_or(Error::Unmapped)?;
+        notes.add(|record| {
+            record.tenant = Some(caller.tenant().to_string());
+            record.policy_generation = Some(policy.directory().generation());
+        });
+        Ok(Call {
+            broker: self,
+            policy,
+            caller,
+            notes,
+        })
+    }
+}
+
+/// One call of one caller.
+pub struct Call<'a> {
+    broker: &'a Broker,
+    policy: Arc<Policy>,
+    caller: Caller,
+    notes: Notes,
+}
+
+/// Names a key, and what a message under it is bound to.
+pub struct Binding {
+    /// The key's name as the caller wrote it; empty for "as the message says".
+    pub name: String,
+    /// The caller's own pairs.
+    pub context: Pairs,
+    /// Authenticated and not stored; empty for none.
+    pub associated_data: Bytes,
+}
+
+/// Pairs of an encryption context, as they came.
+pub type Pairs = Vec<(String, String)>;
+
+/// A sealed message.
+pub struct Sealed {
+    /// The key's full name.
+    pub name: KeyName,
+    /// The version that wraps its data key.
+    pub version: Version,
+    /// The message.
+    pub ciphertext: Vec<u8>,
+}
+
+/// An opened message.
+pub struct Opened {
+    /// The key's full name.
+    pub name: KeyName,
+    /// The version that wrapped its data key.
+    pub version: Version,
+    /// The plaintext, wiped when dropped.
+    pub plaintext: Zeroizing<Vec<u8>>,
+}
+
+/// A page of keys.
+pub struct Page {
+    /// The keys, in the order of their ids.
+    pub keys: Vec<Visible>,
+    /// The last key's id, if more follow.
+    pub next: Option<String>,
+}
+
+/// A key as its caller sees it.
+pub struct Visible {
+    /// The key.
+    pub key: Arc<Key>,
+    /// The role that the caller holds on it, the first of several.
+    pub role: Role,
+}
+
+impl Call<'_> {
+    /// Who calls.
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// Encrypts 1 byte to [`MAX_PLAINTEXT`].
+    ///
+    /// # Errors
+    /// Those of the RPC.
+    pub async fn encrypt(&self, to: Binding, plaintext: &[u8]) -> Result<Sealed, Error> {
+        bounded("plaintext", plaintext.len())?;
+        self.seal(Action::Encrypt, &PLAIN, to, plaintext).await
+    }
+
+    /// Decrypts a message.
+    ///
+    /// # Errors
+    /// Those of the RPC.
+    pub async fn decrypt(&self, from: Binding, ciphertext: &[u8]) -> Result<Opened, Error> {
+        self.open(Action::Decrypt, &PLAIN, from, ciphertext).await
+    }
+
+    /// Decrypts a message and encrypts it anew.
+    ///
+    /// # Errors
+    /// Those of the RPC.
+    pub async fn re_encrypt(
+        &self,
+        from: Binding,
+        ciphertext: &[u8],
+        to: Binding,
+    ) -> Result<(Opened, Sealed), Error> {
+        // Both permits come first: a caller who lacks one learns nothing by the other.
+        let sealing = self.permit(Action::ReEncryptTo, &DESTINATION, &to)?;
+        let opened = self
+            .open(Action::ReEncryptFrom, &SOURCE, from, ciphertext)
+            .await?;
+        // A message of the SDKs may hold more than we take as a plaintext.
+        bounded("ciphertext", opened.plaintext.len())?;
+        let sealed = self
+            .seal_under(&sealing, &to.associated_data, &opened.plaintext)
+            .await?;
+        Ok((opened, sealed))
+    }
+
+    /// Makes a data key of `length` bytes, fresh each time, and encrypts it.
+    ///
+    /// # Errors
+    /// Those of the RPC.
+    pub async fn generate_data_key(
+        &self,
+        action: Action,
+        to: Binding,
+        length: usize,
+    ) -> Result<(Zeroizing<Vec<u8>>, Sealed), Error> {
+        let plaintext = random_bytes(if length == 0 { DATA_KEY } else { length })?;
+        let sealed = self.seal(action, &PLAIN, to, &plaintext).await?;
+        Ok((plaintext, sealed))
+    }
+
+    /// Random bytes, 1 to [`MAX_RANDOM`].
+    ///
+    /// # Errors
+    /// Those of the RPC.
+    pub fn generate_random(&self, length: usize) -> Result<Zeroizing<Vec<u8>>, Error> {
+        random_bytes(length)
+    }
+
+    /// Describes a key on which the caller holds any role.
+    ///
+    /// # Errors
+    /// Those of the RPC.
+    pub fn describe_key(&self, name: &str) -> Result<Visible, Error> {
+        let name = self.key_name("name", name)?;
+        self.notes.add(|record| record.key = Some(name.to_string()));
+        let (key, role) = self.policy.authorize_describe(&self.caller, &name)?;
+        Ok(Visible {
+            key: Arc::clone(key),
+            role,
+        })
+    }
+
+    /// Lists the keys of `parent` (`tenants/{tenant}`, or empty for the caller's own) on which the
+    /// caller holds any role: at most `size`, those after the key `after`.
+    ///
+    /// # Errors
+    /// Those of the RPC.
+    pub fn list_keys(&self, parent: &str, size: i32, after: &str) -> Result<Page, Error> {
+        let tenant = self.parent(parent)?;
+        let size = match usize::try_from(size) {
+            Err(_) => return Err(invalid("page_size", format!("{size} is negative"))),
+            Ok(0) => USUAL_PAGE,
+            Ok(size) => size.min(LARGEST_PAGE),
+        };
+        if !after.is_empty() && after.parse::<KeyId>().is_err() {
+            let why = "it is not the next_page_token of a page".to_owned();
+            return Err(invalid("page_token", why));
+        }
+        let mut visible = self
+            .policy
+            .visible_keys(&self.caller, &tenant)
+            .filter(|(key, _)| key.name().key.as_str() > after)
+            .map(|(key, role)| Visible {
+                key: Arc::clone(key),
+                role,
+            });
+        let keys: Vec<Visible> = visible.by_ref().take(size).collect();
+        let more = visible.next().is_some();
+        let next = keys
+            .last()
+            .filter(|_| more)
+            .map(|last| last.key.name().key.to_string());
+        Ok(Page { keys, next })
+    }
+
+    async fn seal(
+        &self,
+        action: Action,
+        fields: &Fields,
+        to: Binding,
+        plaintext: &[u8],
+    ) -> Result<Sealed, Error> {
+        let permit = self.permit(action, fields, &to)?;
+        self.seal_under(&permit, &to.associated_data, plaintext)
+            .await
+    }
+
+    fn permit(&self, action: Action, fields: &Fields, to: &Binding) -> Result<Permit, Error> {
+        bound(fields, to)?;
+        let name = self.key_name(fields.name, &to.name)?;
+        self.note_request(Some(&name), &to.context);
+        let permit = self
+            .policy
+            .authorize_seal(&self.caller, action, &name, &to.context)
+            .map_err(|refused| refusal(refused, fields))?;
+        self.note_permit(&permit);
+        Ok(permit)
+    }
+
+    async fn seal_under(
+        &self,
+        permit: &Permit,
+        associated_data: &[u8],
+        plaintext: &[u8],
+    ) -> Result<Sealed, Error> {
+        let length =
+            u64::try_from(plaintext.len()).map_err(|_| Error::Bug("a length over u64".into()))?;
+        let reserved = self
+            .broker
+            .data_keys
+            .sealing(permit, length)
+            .await
+            .map_err(|error| Error::of_data_key(error, permit.key().owner()))?;
+        let version = reserved.version().clone();
+        self.note_data_key(&reserved.source, &version);
+        self.note_plaintext(plaintext.len());
+        let ciphertext = reserved
+            .seal(associated_data, plaintext)
+            .map_err(no_randomness)?;
+        Ok(Sealed {
+            name: permit.key().name().clone(),
+            version,
+            ciphertext,
+        })
+    }
+
+    async fn open(
+        &self,
+        action: Action,
+        fields: &Fields,
+        from: Binding,
+        ciphertext: &[u8],
+    ) -> Result<Opened, Error> {
+        bound(fields, &from)?;
+        let name = match from.name.as_str() {
+            "" => None,
+            name => Some(self.key_name(fields.name, name)?),
+        };
+        self.note_request(name.as_ref(), &from.context);
+        let authorize = |header: &EncryptionContext| {
+            self.policy
+                .authorize_open(&self.caller, action, name.as_ref(), header, &from.context)
+        };
+        let message = Message::parse(ciphertext).map_err(|flaw| {
+            // A named key is authorized even for a message that is none: what the caller may not
+            // use must not tell good messages from bad ones.
+            match (&name, authorize(&EncryptionContext::default())) {
+                (Some(_), Err(Refused::Denied(denied))) => Error::from(denied),
+                _ => Error::from(flaw),
+            }
+        })?;
+        if name.is_none() {
+            let named = policy::key_named(message.context());
+            self.note_request(named.as_ref(), &from.context);
+        }
+        let permit = authorize(message.context()).map_err(|refused| refusal(refused, fields))?;
+        self.note_permit(&permit);
+        let opener = self
+            .broker
+            .data_keys
+            .opening(&permit, &message)
+            .await
+            .map_err(|error| Error::of_data_key(error, permit.key().owner()))?;
+        let version = opener.version().clone();
+        self.note_data_key(&opener.source, &version);
+        let plaintext = Zeroizing::new(opener.open(&message, &from.associated_data)?);
+        self.note_plaintext(plaintext.len());
+        Ok(Opened {
+            name: permit.key().name().clone(),
+            version,
+            plaintext,
+        })
+    }
+
+    fn key_name(&self, field: &'static str, text: &str) -> Result<KeyName, Error> {
+        KeyName::parse(text, self.caller.tenant()).map_err(|_| {
+            let shown: String = text.chars().take(80).collect();
+            invalid(
+                field,
+                format!("{shown:?} is not keys/{{key}} or tenants/{{tenant}}/keys/{{key}}"),
+            )
+        })
+    }
+
+    fn parent(&self, text: &str) -> Result<TenantId, Error> {
+        if text.is_empty() {
+            return Ok(self.caller.tenant().clone());
+        }
+        text.strip_prefix("tenants/")
+            .and_then(|id| id.parse().ok())
+            .ok_or_else(|| {
+                let shown: String = text.chars().take(80).collect();
+                invalid("parent", format!("{shown:?} is not tenants/{{tenant}}"))
+            })
+    }
+
+    fn note_request(&self, name: Option<&KeyName>, own: &Pairs) {
+        self.notes.add(|record| {
+            record.key = name.map(KeyName::to_string);
+            record.context_keys = own.iter().map(|(name, _)| name.clone()).collect();
+        });
+    }
+
+    fn note_permit(&self, permit: &Permit) {
+        self.notes.add(|record| {
+            record.tenant = Some(permit.tenant().to_string());
+            record.key = Some(permit.key().name().to_string());
+            record.rule = Some(permit.rule());
+        });
+    }
+
+    fn note_plaintext(&self, length: usize) {
+        self.notes
+            .add(|record| record.plaintext_bytes = Some(length));
+    }
+
+    fn note_data_key(&self, source: &Source, version: &Version) {
+        self.notes.add(|record| {
+            record.resources.push(audit::Resource {
+                name: Arc::clone(&version.name),
+                arn: Arc::clone(&version.kms_key),
+                kind: "KMSKey",
+            });
+            record.cache = Some(match source {
+                Source::Coalesced => audit::Cache::Coalesced,
+                Source::Hit => audit::Cache::Hit,
+                Source::Miss(_) => audit::Cache::Miss,
+            });
+            if let Source::Miss(request_id) = source {
+                record.kms_request_id.clone_from(request_id);
+            }
+        });
+    }
+}
+
+fn refusal(refused: Refused, fields: &Fields) -> Error {
+    match refused {
+        Refused::Context(why) => Error::Context {
+            field: fields.context,
+            why,
+        },
+        Refused::Denied(denied) => Error::Denied(denied),
+        Refused::Mismatch(mismatch) => Error::Unverified(mismatch.into()),
+    }
+}
+
+fn bounded(field: &'static str, length: usize) -> Result<(), Error> {
+    match length {
+        0 => Err(invalid(field, "there is no plaintext in it".into())),
+        1..=MAX_PLAINTEXT => Ok(()),
+        _ => Err(Error::PlaintextTooLarge { length }),
+    }
+}
+
+/// Refuses what no key takes, before any of it is looked into or recorded.
+fn bound(fields: &Fields, binding: &Binding) -> Result<(), Error> {
+    let refused = |name: Option<&String>, error| Error::Context {
+        field: fields.context,
+        why: InvalidContext::Limits {
+            name: name.cloned(),
+            error,
+        },
+    };
+    if binding.context.len() > context::MAX_PAIRS {
+        return Err(refused(None, context::Error::Many(binding.context.len())));
+    }
+    for (name, value) in &binding.context {
+        for (what, length, limit) in [
+            ("name", name.len(), context::MAX_NAME),
+            ("value", value.len(), context::MAX_VALUE),
+        ] {
+            if length > limit {
+                let error = context::Error::Long {
+                    what,
+                    length,
+                    limit,
+                };
+                return Err(refused((what == "value").then_some(name), error));
+            }
+        }
+    }
+    match binding.associated_data.len() {
+        0..=MAX_ASSOCIATED_DATA => Ok(()),
+        length => Err(invalid(
+            fields.associated_data,
+            format!("{length} bytes are over the limit of {MAX_ASSOCIATED_DATA}"),
+        )),
+    }
+}
+
+fn random_bytes(length: usize) -> Result<Zeroizing<Vec<u8>>, Error> {
+    if !(1..=MAX_RANDOM).contains(&length) {
+        let why = format!("{length} is not 1 to {MAX_RANDOM}");
+        return Err(invalid("number_of_bytes", why));
+    }
+    let mut bytes = Zeroizing::new(vec![0; length]);
+    random::fill(&mut bytes).map_err(no_randomness)?;
+    Ok(bytes)
+}
+
+fn no_randomness(_: random::Error) -> Error {
+    Error::Bug("the operating system's random generator failed".into())
+}
+
+fn invalid(field: &'static str, why: String) -> Error {
+    Error::Invalid { field, why }
+}
+
+/// The request's own names of a [`Binding`]'s parts, for errors.
+struct Fields {
+    name: &'static str,
+    context: &'static str,
+    associated_data: &'static str,
+}
+
+const PLAIN: Fields = Fields {
+    name: "name",
+    context: "encryption_context",
+    associated_data: "associated_data",
+};
+
+const SOURCE: Fields = Fields {
+    name: "source_name",
+    context: "source_encryption_context",
+    associated_data: "source_associated_data",
+};
+
+const DESTINATION: Fields = Fields {
+    name: "destination_name",
+    context: "destination_encryption_context",
+    associated_data: "destination_associated_data",
+};
+
+/// Longest plaintext of one message, in bytes.
+pub const MAX_PLAINTEXT: usize = 1 << 20;
+/// Longest associated data, in bytes.
+pub const MAX_ASSOCIATED_DATA: usize = 32 << 10;
+/// Most random bytes at a time, and the longest data key.
+pub const MAX_RANDOM: usize = 1024;
+/// The length of a data key unless the caller names one.
+const DATA_KEY: usize = 32;
+/// Keys on a page unless the caller says how many.
+const USUAL_PAGE: usize = 50;
+/// Most keys on a page.
+const LARGEST_PAGE: usize = 1000;

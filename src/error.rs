@@ -1,0 +1,239 @@
+//! Everything a call can end in, as one closed list. Unaware of gRPC: `grpc/status.rs` holds the
+//! table from here to the wire.
+#![deny(clippy::wildcard_enum_match_arm)]
+
+use std::borrow::Cow;
+
+use crate::audit;
+use crate::datakeys;
+use crate::directory::Owner;
+use crate::kms;
+use crate::message::Flaw;
+use crate::policy;
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No audit sink accepted the call's record in time.
+    #[error("the audit record was not accepted")]
+    AuditUnavailable(#[from] audit::Unavailable),
+    /// A fault of our own: an invariant is broken.
+    #[error("internal fault: {0}")]
+    Bug(Cow<'static, str>),
+    /// A field does not have the CRC32C that came with it.
+    #[error("CRC32C of {0} does not match")]
+    Checksum(&'static str),
+    /// The caller's own pairs are no encryption context, or not theirs to set.
+    #[error("encryption context refused in {field}: {why}")]
+    Context {
+        /// The request's field.
+        field: &'static str,
+        /// What is wrong.
+        why: policy::InvalidContext,
+    },
+    /// The policy does not allow it, or there is no such key: the reason is for the audit alone.
+    #[error("denied: {0}")]
+    Denied(#[from] policy::Denied),
+    /// The deadline passed.
+    #[error("deadline passed")]
+    Expired,
+    /// A field's value is not acceptable.
+    #[error("{field}: {why}")]
+    Invalid {
+        /// The request's field.
+        field: &'static str,
+        /// What is wrong with which value.
+        why: String,
+    },
+    /// The KMS key is disabled.
+    #[error("KMS key disabled")]
+    KeyDisabled,
+    /// The KMS key is pending deletion.
+    #[error("KMS key pending deletion: {0}")]
+    KeyPendingDeletion(String),
+    /// Our own role lacks a right on a key that our operator answers for, or the key that our
+    /// directory names does not exist.
+    #[error("KMS refuses the broker: {0}")]
+    KmsAccessDenied(String),
+    /// KMS throttles and nothing usable is cached.
+    #[error("KMS throttles")]
+    KmsThrottled,
+    /// KMS is out of reach and nothing usable is cached.
+    #[error("KMS unavailable: {0}")]
+    KmsUnavailable(String),
+    /// The request's body is longer than any message may be.
+    #[error("request body over its limit")]
+    MessageTooLarge,
+    /// No such method.
+    #[error("no such method")]
+    MethodUnknown,
+    /// The request's body is no message of its type.
+    #[error("undecodable request body")]
+    Malformed,
+    /// More calls are under way than the broker takes.
+    #[error("too many calls under way")]
+    Overloaded,
+    /// A plaintext is longer than its limit.
+    #[error("plaintext of {length} bytes over its limit")]
+    PlaintextTooLarge {
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// The tenant's own KMS key does not exist or is of the wrong kind.
+    #[error("tenant's KMS configuration: {0}")]
+    TenantKmsConfigInvalid(String),
+    /// The tenant's own KMS key refuses the broker.
+    #[error("tenant's KMS key refuses the broker: {0}")]
+    TenantKmsDenied(String),
+    /// The connection proves no identity, or not any more.
+    #[error("unauthenticated: {0}")]
+    Unauthenticated(#[from] Unauthenticated),
+    /// No rule maps the caller's identity to a tenant.
+    #[error("identity maps to no tenant")]
+    Unmapped,
+    /// A ciphertext does not open; the cause is for the audit and our own CLI alone.
+    #[error("ciphertext refused: {0}")]
+    Unverified(Unverified),
+}
+
+/// Why a connection proves no identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unauthenticated {
+    /// The certificate has expired since the handshake.
+    #[error("certificate expired")]
+    Expired,
+    /// There is no identity to verify.
+    #[error("no identity")]
+    Missing,
+    /// The certificate has been revoked.
+    #[error("certificate revoked")]
+    Revoked,
+    /// No bundle of ours verifies the identity.
+    #[error("trust domain unknown")]
+    TrustDomainUnknown,
+}
+
+/// Why a ciphertext does not open.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unverified {
+    /// Its bytes are no message that opens.
+    #[error(transparent)]
+    Flaw(#[from] Flaw),
+    /// No data key in it is wrapped by a key that the directory gives the named key.
+    #[error("no data key in the message belongs to this key")]
+    ForeignKey,
+    /// KMS did not unwrap its data key.
+    #[error("KMS does not unwrap the data key with this context")]
+    Unwrap,
+    /// Its context is not the one that this caller and request stand for.
+    #[error(transparent)]
+    Context(#[from] policy::Mismatch),
+}
+
+impl Unverified {
+    /// A stable label for audit records.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Flaw(flaw) => flaw.label(),
+            Self::ForeignKey => "foreign_key",
+            Self::Unwrap => "unwrap_failed",
+            Self::Context(mismatch) => mismatch.label(),
+        }
+    }
+}
+
+impl From<Flaw> for Error {
+    fn from(flaw: Flaw) -> Self {
+        Self::Unverified(flaw.into())
+    }
+}
+
+impl Error {
+    /// What a failed look-up of a data key means for a call under a key of `owner`.
+    pub fn of_data_key(error: datakeys::Error, owner: Owner) -> Self {
+        match error {
+            datakeys::Error::Bug(what) => Self::Bug(what.into()),
+            datakeys::Error::NoWrappedKey => Self::Unverified(Unverified::ForeignKey),
+            datakeys::Error::Kms(error) => Self::of_kms(error, owner),
+        }
+    }
+
+    fn of_kms(error: kms::Error, owner: Owner) -> Self {
+        match (error, owner) {
+            (kms::Error::AccessDenied(why), Owner::Operator) => Self::KmsAccessDenied(why),
+            (kms::Error::AccessDenied(why), Owner::Tenant) => Self::TenantKmsDenied(why),
+            (kms::Error::Credentials(why), _) => Self::KmsUnavailable(why),
+            (kms::Error::Disabled, _) => Self::KeyDisabled,
+            (kms::Error::IncorrectKey | kms::Error::InvalidCiphertext, _) => {
+                Self::Unverified(Unverified::Unwrap)
+            }
+            (kms::Error::Invalid(why), _) => {
+                Self::Bug(format!("unexpected KMS answer: {why}").into())
+            }
+            (kms::Error::NotFound(why), Owner::Operator) => Self::KmsAccessDenied(why),
+            (kms::Error::NotFound(why), Owner::Tenant) => Self::TenantKmsConfigInvalid(why),
+            (kms::Error::PendingDeletion(why), _) => Self::KeyPendingDeletion(why),
+            (kms::Error::Throttled, _) => Self::KmsThrottled,
+            (kms::Error::Unavailable(why), _) => Self::KmsUnavailable(why),
+        }
+    }
+
+    /// Whether the same call may succeed a little later.
+    pub fn retryable(&self) -> bool {
+        match self {
+            Self::AuditUnavailable(_)
+            | Self::KmsThrottled
+            | Self::KmsUnavailable(_)
+            | Self::Overloaded => true,
+            Self::Bug(_)
+            | Self::Checksum(_)
+            | Self::Context { .. }
+            | Self::Denied(_)
+            | Self::Expired
+            | Self::Invalid { .. }
+            | Self::KeyDisabled
+            | Self::KeyPendingDeletion(_)
+            | Self::KmsAccessDenied(_)
+            | Self::Malformed
+            | Self::MessageTooLarge
+            | Self::MethodUnknown
+            | Self::PlaintextTooLarge { .. }
+            | Self::TenantKmsConfigInvalid(_)
+            | Self::TenantKmsDenied(_)
+            | Self::Unauthenticated(_)
+            | Self::Unmapped
+            | Self::Unverified(_) => false,
+        }
+    }
+
+    /// The stable name of the reason: the wire's, the audit's and the metrics'.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::AuditUnavailable(_) => "AUDIT_UNAVAILABLE",
+            Self::Bug(_) => "INTERNAL",
+            Self::Checksum(_) => "CHECKSUM_MISMATCH",
+            Self::Context { .. } => "CONTEXT_INVALID",
+            Self::Denied(_) => "POLICY_DENIED",
+            Self::Expired => "DEADLINE_EXCEEDED",
+            Self::Invalid { .. } => "FIELD_INVALID",
+            Self::KeyDisabled => "KEY_DISABLED",
+            Self::KeyPendingDeletion(_) => "KEY_PENDING_DELETION",
+            Self::KmsAccessDenied(_) => "KMS_ACCESS_DENIED",
+            Self::KmsThrottled => "KMS_THROTTLED",
+            Self::KmsUnavailable(_) => "KMS_UNAVAILABLE",
+            Self::Malformed => "REQUEST_MALFORMED",
+            Self::MessageTooLarge => "MESSAGE_TOO_LARGE",
+            Self::MethodUnknown => "METHOD_UNKNOWN",
+            Self::Overloaded => "OVERLOADED",
+            Self::PlaintextTooLarge { .. } => "PLAINTEXT_TOO_LARGE",
+            Self::TenantKmsConfigInvalid(_) => "TENANT_KMS_CONFIG_INVALID",
+            Self::TenantKmsDenied(_) => "TENANT_KMS_DENIED",
+            Self::Unauthenticated(Unauthenticated::Expired) => "IDENTITY_EXPIRED",
+            Self::Unauthenticated(Unauthenticated::Missing) => "IDENTITY_MISSING",
+            Self::Unauthenticated(Unauthenticated::Revoked) => "IDENTITY_REVOKED",
+            Self::Unauthenticated(Unauthenticated::TrustDomainUnknown) => "TRUST_DOMAIN_UNKNOWN",
+            Self::Unmapped => "IDENTITY_UNMAPPED",
+            Self::Unverified(_) => "CIPHERTEXT_INVALID",
+        }
+    }
+}
