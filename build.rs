@@ -1,0 +1,40 @@
+//! Compiles the protobuf contract with protox, so that no `protoc` is needed, and keeps the
+//! descriptors for reflection.
+
+use std::env;
+use std::error::Error;
+use std::fs;
+use std::path::PathBuf;
+
+use prost::Message as _;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=proto");
+    let descriptors = protox::compile(["proto/keybroker/v1/key_broker.proto"], ["proto"])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+
+    tonic_prost_build::configure()
+        .build_transport(false)
+        .bytes(".keybroker.v1")
+        // Their generated Debug would print plaintexts, keys and context values.
+        .skip_debug(SECRETIVE)
+        .btree_map(".keybroker.v1")
+        .codec_path("crate::grpc::codec::Codec")
+        .compile_fds(descriptors)?;
+    Ok(())
+}
+
+const SECRETIVE: [&str; 11] = [
+    ".keybroker.v1.EncryptRequest",
+    ".keybroker.v1.EncryptResponse",
+    ".keybroker.v1.DecryptRequest",
+    ".keybroker.v1.DecryptResponse",
+    ".keybroker.v1.ReEncryptRequest",
+    ".keybroker.v1.ReEncryptResponse",
+    ".keybroker.v1.GenerateDataKeyRequest",
+    ".keybroker.v1.GenerateDataKeyResponse",
+    ".keybroker.v1.GenerateDataKeyWithoutPlaintextRequest",
+    ".keybroker.v1.GenerateDataKeyWithoutPlaintextResponse",
+    ".keybroker.v1.GenerateRandomResponse",
+];
