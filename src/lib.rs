@@ -1,7 +1,7 @@
 //! keybroker: a gRPC key broker between applications and AWS KMS.
 //!
 //! The rooms, in the order in which imports may point (later rooms import earlier ones, never the
-//! reverse). A request passes them from the bottom up to `grpc` and back:
+//! reverse). A request passes them from the bottom up to [`grpc`] and back:
 
 pub mod clock;
 pub mod crypto;
@@ -24,3 +24,5 @@ pub mod audit;
 pub mod error;
 
 pub mod broker;
+
+pub mod grpc;

@@ -1,0 +1,71 @@
+//! gRPC: the one room that knows tonic, hyper and the generated types.
+//!
+//! From the socket inwards: [`listener`] accepts, [`tls`] proves who the peer is, `driver` runs
+//! one connection, `witness` opens the audit record and guards the call, `service` turns wire
+//! messages into broker calls, and `status` turns errors into statuses. [`client`] is the other
+//! side, for our own command line.
+
+pub mod client;
+pub(crate) mod codec;
+mod connection;
+mod convert;
+mod driver;
+mod gather;
+pub mod listener;
+mod pace;
+mod server;
+mod service;
+mod status;
+pub mod tls;
+mod witness;
+
+pub use driver::Deadlines;
+pub use server::Handle;
+pub use server::LimitError;
+pub use server::Limits;
+pub use server::Parts;
+pub use server::Server;
+pub use status::DOMAIN;
+
+/// Generated from `proto/keybroker/v1`.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    clippy::restriction
+)]
+pub mod pb {
+    tonic::include_proto!("keybroker.v1");
+
+    /// The descriptors of the contract, for reflection and for tests that enumerate it.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+    macro_rules! redact {
+        ($($message:ident),+ $(,)?) => {
+            $(impl std::fmt::Debug for $message {
+                fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                    f.debug_struct(stringify!($message)).finish_non_exhaustive()
+                }
+            })+
+        };
+    }
+
+    redact!(
+        EncryptRequest,
+        EncryptResponse,
+        DecryptRequest,
+        DecryptResponse,
+        ReEncryptRequest,
+        ReEncryptResponse,
+        GenerateDataKeyRequest,
+        GenerateDataKeyResponse,
+        GenerateDataKeyWithoutPlaintextRequest,
+        GenerateDataKeyWithoutPlaintextResponse,
+        GenerateRandomResponse,
+    );
+}
+
+/// Longest request or response, in bytes: a plaintext of 1 MiB with room for header, tags, context
+/// and associated data, so that every ciphertext of ours fits.
+pub const MAX_MESSAGE: usize = (1 << 20) + (128 << 10);

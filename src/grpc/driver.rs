@@ -1,0 +1,128 @@
+//! Drives one connection: HTTP/2 with every limit set by name, an age, an idle time, and an end
+//! that lets calls under way finish.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::TokioIo;
+use hyper_util::rt::TokioTimer;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::body::Body;
+
+use crate::grpc::connection::Connection;
+use crate::grpc::gather::gather;
+use crate::grpc::pace::Paced;
+use crate::grpc::witness::Witness;
+
+/// How patient a connection is. No part of the configuration file: nothing that differs between
+/// sites makes other figures right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadlines {
+    /// For the whole TLS handshake.
+    pub handshake: Duration,
+    /// For the HTTP/2 preface with the first SETTINGS, and for any frame or header block once
+    /// begun.
+    pub frame: Duration,
+    /// After so long without a byte from the peer, it is asked for a sign of life.
+    pub ping: Duration,
+    /// For that sign.
+    pub pong: Duration,
+    /// Without a new call for so long, a connection is asked to go.
+    pub idle: Duration,
+    /// What calls under way have to finish when a connection is asked to go.
+    pub grace: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(5),
+            frame: Duration::from_secs(5),
+            ping: Duration::from_secs(30),
+            pong: Duration::from_secs(10),
+            idle: Duration::from_mins(5),
+            // No call may take longer.
+            grace: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Serves `io` until its peer leaves, it is idle or `age` old, its peer loses its identity, or
+/// `drain` turns true; then GOAWAY, and calls under way have the grace to finish.
+pub(super) async fn drive<IO>(
+    io: IO,
+    connection: Arc<Connection>,
+    witness: Witness,
+    age: Duration,
+    deadlines: Deadlines,
+    mut drain: watch::Receiver<bool>,
+) where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let answering = Arc::clone(&connection);
+    let service = service_fn(move |request: http::Request<Incoming>| {
+        let witness = witness.clone();
+        let connection = Arc::clone(&answering);
+        async move { Ok::<_, Infallible>(witness.answer(&connection, request.map(Body::new)).await) }
+    });
+    let (io, mut outlet) = gather(Paced::new(io, deadlines.frame));
+    let mut serving = pin!(builder(deadlines).serve_connection(TokioIo::new(io), service));
+
+    let mut old = pin!(tokio::time::sleep(age));
+    let mut idle = pin!(tokio::time::sleep(deadlines.idle));
+    let mut seen = 0;
+    loop {
+        tokio::select! {
+            // An error ends the connection; its calls have their records already.
+            () = poll_fn(|cx| outlet.poll_with(serving.as_mut(), cx)) => return,
+            () = old.as_mut() => break,
+            () = connection.closing() => break,
+            _ = drain.wait_for(|drain| *drain) => break,
+            () = idle.as_mut() => {
+                let calls = connection.calls.load(Ordering::Relaxed);
+                if calls == seen {
+                    break;
+                }
+                seen = calls;
+                idle.as_mut().reset(Instant::now() + deadlines.idle);
+            }
+        }
+    }
+    serving.as_mut().graceful_shutdown();
+    // Cut off after the grace: a half-open peer would hold us for ever.
+    let rest = poll_fn(|cx| outlet.poll_with(serving.as_mut(), cx));
+    let _ = tokio::time::timeout(deadlines.grace, rest).await;
+}
+
+/// HTTP/2 with nothing left to a default: tonic's own server leaves streams and resets unlimited.
+fn builder(deadlines: Deadlines) -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(64)
+        // Not lower: refused streams count, and an honest burst sent before SETTINGS arrived would
+        // lose its connection.
+        .max_local_error_reset_streams(1024)
+        .max_pending_accept_reset_streams(20)
+        .max_header_list_size(8 << 10)
+        .header_table_size(4 << 10)
+        .max_frame_size(16 << 10)
+        .initial_stream_window_size(128 << 10)
+        .initial_connection_window_size(256 << 10)
+        .adaptive_window(false)
+        .max_send_buf_size(400 << 10)
+        .keep_alive_interval(deadlines.ping)
+        .keep_alive_timeout(deadlines.pong);
+    builder
+}

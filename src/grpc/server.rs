@@ -1,0 +1,426 @@
+//! The server as a whole: sockets bound, routes joined, reloads taken, and an end in order.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use jiff::SignedDuration;
+use jiff::Timestamp;
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
+use serde::Deserialize;
+use tokio::sync::Semaphore;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+use tonic::service::Routes;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::audit::Audit;
+use crate::broker::Broker;
+use crate::clock::Clock;
+use crate::grpc::MAX_MESSAGE;
+use crate::grpc::connection::Connections;
+use crate::grpc::driver::Deadlines;
+use crate::grpc::listener;
+use crate::grpc::listener::Acceptor;
+use crate::grpc::listener::Sockets;
+use crate::grpc::pb;
+use crate::grpc::pb::key_broker_service_server::KeyBrokerServiceServer;
+use crate::grpc::pb::key_broker_service_server::SERVICE_NAME;
+use crate::grpc::service::Service;
+use crate::grpc::tls::Material;
+use crate::grpc::witness::Method;
+use crate::grpc::witness::Witness;
+
+/// What the server serves.
+pub struct Parts {
+    /// The operations.
+    pub broker: Arc<Broker>,
+    /// The trail.
+    pub audit: Arc<Audit>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Bounds of the server as a whole, each with a ceiling above which it is refused.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Connections in all.
+    pub connections: usize,
+    /// Connections of one identity.
+    pub connections_per_identity: usize,
+    /// Connections from one address, before the identity is known.
+    pub connections_per_address: usize,
+    /// Calls under way; one more is OVERLOADED.
+    pub in_flight: usize,
+    /// The age at which a connection is asked to go, ± 10 %.
+    pub connection_age: SignedDuration,
+    /// After SIGTERM, the time in which load balancers learn that we go.
+    pub drain_pause: SignedDuration,
+    /// Then, the time in which calls under way finish.
+    pub drain: SignedDuration,
+    /// How patient a connection is.
+    #[serde(skip)]
+    pub deadlines: Deadlines,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 1024,
+            connections_per_identity: 64,
+            connections_per_address: 256,
+            in_flight: 512,
+            connection_age: SignedDuration::from_mins(15),
+            drain_pause: SignedDuration::from_secs(5),
+            drain: SignedDuration::from_secs(25),
+            deadlines: Deadlines::default(),
+        }
+    }
+}
+
+/// A limit is not usable.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{name} = {value} is not {least} to {most}")]
+pub struct LimitError {
+    /// Which.
+    pub name: &'static str,
+    /// As configured.
+    pub value: String,
+    /// The least that makes sense.
+    pub least: &'static str,
+    /// The ceiling.
+    pub most: &'static str,
+}
+
+impl Limits {
+    /// Checks every limit against its ceiling.
+    ///
+    /// # Errors
+    /// [`LimitError`] for the first outside.
+    pub fn check(&self) -> Result<(), LimitError> {
+        let count = |name, value: usize, ceiling, most| match value {
+            value if (1..=ceiling).contains(&value) => Ok(()),
+            value => Err(LimitError {
+                name,
+                value: value.to_string(),
+                least: "1",
+                most,
+            }),
+        };
+        count("limits.connections", self.connections, 65_536, "65536")?;
+        count(
+            "limits.connections_per_identity",
+            self.connections_per_identity,
+            65_536,
+            "65536",
+        )?;
+        count(
+            "limits.connections_per_address",
+            self.connections_per_address,
+            65_536,
+            "65536",
+        )?;
+        count("limits.in_flight", self.in_flight, 65_536, "65536")?;
+        let span = |name, value: SignedDuration, least, floor, most, ceiling| {
+            if value < floor || value > ceiling {
+                return Err(LimitError {
+                    name,
+                    value: format!("{value:#}"),
+                    least,
+                    most,
+                });
+            }
+            Ok(())
+        };
+        let seconds = SignedDuration::from_secs;
+        span(
+            "limits.connection_age",
+            self.connection_age,
+            "1s",
+            seconds(1),
+            "24h",
+            seconds(86_400),
+        )?;
+        span(
+            "limits.drain_pause",
+            self.drain_pause,
+            "0s",
+            seconds(0),
+            "60s",
+            seconds(60),
+        )?;
+        span(
+            "limits.drain",
+            self.drain,
+            "1s",
+            seconds(1),
+            "10m",
+            seconds(600),
+        )
+    }
+}
+
+/// A server whose sockets are bound: whoever connects waits until [`Server::run`].
+pub struct Server {
+    sockets: Sockets,
+    acceptor: Acceptor,
+    drain: watch::Sender<bool>,
+    health: HealthReporter,
+    handle: Handle,
+    broker: Arc<Broker>,
+    limits: Limits,
+}
+
+/// Changes a running server.
+#[derive(Clone)]
+pub struct Handle {
+    material: Option<Arc<ArcSwap<Material>>>,
+    connections: Arc<Connections>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Handle {
+    /// Serves new handshakes with `material`, and verifies open connections against it: those
+    /// that fail are refused and asked to go.
+    pub fn reload(&self, material: Material) {
+        if let Some(current) = &self.material {
+            let material = Arc::new(material);
+            current.store(Arc::clone(&material));
+            self.connections.recheck(&material.trust, self.clock.wall());
+        }
+    }
+
+    /// Rechecks open connections if a revocation list ended between `earlier` and `now`.
+    fn follow(&self, earlier: Timestamp, now: Timestamp) {
+        if let Some(material) = &self.material {
+            let material = material.load();
+            if material.trust.ended(earlier, now) {
+                self.connections.recheck(&material.trust, now);
+            }
+        }
+    }
+}
+
+impl Server {
+    /// Binds the sockets of `listen`. `material` is needed where `listen.tcp` is set.
+    ///
+    /// # Errors
+    /// [`listener::Error`], naming the address.
+    pub async fn bind(
+        parts: Parts,
+        listen: &listener::Config,
+        limits: Limits,
+        material: Option<Material>,
+    ) -> Result<Self, listener::Error> {
+        let sockets = Sockets::bind(listen).await?;
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let service = KeyBrokerServiceServer::new(Service(Arc::clone(&parts.broker)))
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
+        let mut routes = Routes::new(service).add_service(health_service);
+        if listen.reflection {
+            routes = routes
+                .add_service(
+                    reflection()
+                        .build_v1()
+                        .expect("our own descriptors are well-formed"),
+                )
+                .add_service(
+                    reflection()
+                        .build_v1alpha()
+                        .expect("our own descriptors are well-formed"),
+                );
+        }
+        let clock = Arc::clone(&parts.clock);
+        let witness = Witness::new(
+            routes.prepare(),
+            methods(listen),
+            parts.audit,
+            Arc::clone(&clock),
+            limits.in_flight,
+        );
+        let connections = Connections::new(
+            limits.connections_per_identity,
+            limits.connections_per_address,
+        );
+        let (drain, draining) = watch::channel(false);
+        let acceptor = Acceptor {
+            witness,
+            connections: Arc::clone(&connections),
+            room: Arc::new(Semaphore::new(limits.connections)),
+            clock: Arc::clone(&clock),
+            drain: draining,
+            age: span(limits.connection_age),
+            deadlines: limits.deadlines,
+        };
+        let material = material.map(|material| Arc::new(ArcSwap::from_pointee(material)));
+        let handle = Handle {
+            material,
+            connections,
+            clock,
+        };
+        Ok(Self {
+            sockets,
+            acceptor,
+            drain,
+            health,
+            handle,
+            broker: parts.broker,
+            limits,
+        })
+    }
+
+    /// The address of the TLS listener, its port chosen.
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        self.sockets
+            .tcp
+            .as_ref()
+            .and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// The address of the health listener, its port chosen.
+    pub fn health_address(&self) -> Option<SocketAddr> {
+        self.sockets
+            .health
+            .as_ref()
+            .and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// What can change the server while it runs.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Serves until `shutdown`; then says NOT_SERVING, waits for load balancers to see it, sends
+    /// GOAWAY, and lets calls under way finish within their time.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
+        let mut tasks = JoinSet::new();
+        if let (Some(listener), Some(material)) = (self.sockets.tcp, &self.handle.material) {
+            tasks.spawn(self.acceptor.clone().tls(listener, Arc::clone(material)));
+        }
+        for listener in self.sockets.unix {
+            tasks.spawn(self.acceptor.clone().unix(listener));
+        }
+        if let Some(listener) = self.sockets.health {
+            let probes = Acceptor {
+                // Probes have places of their own: strangers shall not lock callers out.
+                room: Arc::new(Semaphore::new(PROBES)),
+                ..self.acceptor.clone()
+            };
+            tasks.spawn(probes.health(listener));
+        }
+        let pulse = pulse(
+            Arc::clone(&self.broker),
+            self.handle.clone(),
+            self.health.clone(),
+        );
+        let pulse = tokio::spawn(pulse);
+
+        shutdown.await;
+        pulse.abort();
+        report(&self.health, ServingStatus::NotServing).await;
+        tokio::time::sleep(span(self.limits.drain_pause)).await;
+        self.drain.send_replace(true);
+        // Ends the streams of those who watch: they would hold their connections to the last.
+        for service in SERVICES {
+            self.health.clear_service_status(service).await;
+        }
+        while tasks.join_next().await.is_some() {}
+        let gone = self.handle.connections.gone();
+        if tokio::time::timeout(span(self.limits.drain), gone)
+            .await
+            .is_err()
+        {
+            tracing::warn!("calls were still under way at the end of the drain");
+        }
+    }
+}
+
+/// Once a second: expired keys leave memory, and what has ended is noticed: revocation lists, and
+/// our own certificate, which readiness follows.
+async fn pulse(broker: Arc<Broker>, handle: Handle, health: HealthReporter) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut said = None;
+    let mut looked = handle.clock.wall();
+    loop {
+        ticks.tick().await;
+        broker.data_keys().sweep();
+        let now = handle.clock.wall();
+        handle.follow(looked, now);
+        looked = now;
+        let good = handle
+            .material
+            .as_ref()
+            .is_none_or(|material| material.load().not_after() >= now);
+        if said != Some(good) {
+            said = Some(good);
+            let status = if good {
+                ServingStatus::Serving
+            } else {
+                ServingStatus::NotServing
+            };
+            report(&health, status).await;
+            if !good {
+                tracing::error!("our own certificate has expired: not ready until it is replaced");
+            }
+        }
+    }
+}
+
+async fn report(health: &HealthReporter, status: ServingStatus) {
+    for service in SERVICES {
+        health.set_service_status(service, status).await;
+    }
+}
+
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(pb::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}
+
+/// The methods that there are, by path, from the contracts themselves.
+fn methods(listen: &listener::Config) -> HashMap<String, Method> {
+    let mut methods = HashMap::new();
+    let mut enter = |descriptors: &[u8], kind: fn(&str) -> Method| {
+        let descriptors =
+            FileDescriptorSet::decode(descriptors).expect("descriptors are made with their code");
+        for file in &descriptors.file {
+            for service in &file.service {
+                for method in &service.method {
+                    let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                    methods.insert(path, kind(method.name()));
+                }
+            }
+        }
+    };
+    enter(pb::DESCRIPTORS, |name| Method::Ours(name.into()));
+    enter(tonic_health::pb::FILE_DESCRIPTOR_SET, |_| Method::Health);
+    if listen.reflection {
+        for descriptors in [
+            tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+            tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+        ] {
+            enter(descriptors, |_| Method::Reflection);
+        }
+    }
+    methods
+}
+
+/// Those whose health can be asked for; "" is the whole.
+const SERVICES: [&str; 2] = ["", SERVICE_NAME];
+
+/// A span that `check` has found not negative.
+fn span(span: SignedDuration) -> Duration {
+    Duration::try_from(span).unwrap_or_default()
+}
+
+/// Connections to the health listener at once.
+const PROBES: usize = 32;

@@ -1,0 +1,180 @@
+//! The RPCs, a few lines each: parse, act, render. What all have in common is in `serve`.
+
+use std::sync::Arc;
+
+use tonic::Request;
+use tonic::Response;
+use tonic::Status;
+
+use crate::audit::Failure;
+use crate::broker::Broker;
+use crate::broker::Call;
+use crate::error::Error;
+use crate::grpc::convert;
+use crate::grpc::convert::Decrypt;
+use crate::grpc::convert::Encrypt;
+use crate::grpc::convert::GenerateDataKey;
+use crate::grpc::convert::ReEncrypt;
+use crate::grpc::pb;
+use crate::grpc::pb::key_broker_service_server::KeyBrokerService;
+use crate::grpc::status::status;
+use crate::grpc::witness::Passage;
+use crate::policy::Action;
+
+/// The service over a broker.
+#[derive(Clone)]
+pub(super) struct Service(pub(super) Arc<Broker>);
+
+impl Service {
+    /// Identifies the caller, runs the call, and notes why it failed.
+    async fn serve<Q, P>(
+        &self,
+        request: Request<Q>,
+        run: impl AsyncFnOnce(Call<'_>, Q) -> Result<P, Error>,
+    ) -> Result<Response<P>, Status> {
+        let (_, mut extensions, message) = request.into_parts();
+        let Some(passage) = extensions.remove::<Passage>() else {
+            return Err(Status::internal("a call that did not pass the witness"));
+        };
+        let call = self.0.call(&passage.peer, passage.notes.clone());
+        let outcome = match call {
+            Ok(call) => run(call, message).await,
+            Err(error) => Err(error),
+        };
+        outcome.map(Response::new).map_err(|error| {
+            passage
+                .notes
+                .add(|record| record.failure = Some(failure(&error)));
+            status(&error, &passage.request_id)
+        })
+    }
+}
+
+/// The record's words for `error`: more than the client is told.
+pub(super) fn failure(error: &Error) -> Failure {
+    let cause = match error {
+        Error::Unverified(why) => why.label().to_owned(),
+        other => other.to_string(),
+    };
+    Failure {
+        reason: error.reason(),
+        cause,
+    }
+}
+
+#[tonic::async_trait]
+impl KeyBrokerService for Service {
+    async fn encrypt(
+        &self,
+        request: Request<pb::EncryptRequest>,
+    ) -> Result<Response<pb::EncryptResponse>, Status> {
+        self.serve(request, async |call, request| {
+            let request = Encrypt::try_from(request)?;
+            let verified = request.verified();
+            let sealed = call.encrypt(request.to, &request.plaintext).await?;
+            Ok(Encrypt::respond(verified, sealed))
+        })
+        .await
+    }
+
+    async fn decrypt(
+        &self,
+        request: Request<pb::DecryptRequest>,
+    ) -> Result<Response<pb::DecryptResponse>, Status> {
+        self.serve(request, async |call, request| {
+            let request = Decrypt::try_from(request)?;
+            let verified = request.verified();
+            let opened = call.decrypt(request.from, &request.ciphertext).await?;
+            Ok(Decrypt::respond(verified, opened))
+        })
+        .await
+    }
+
+    async fn re_encrypt(
+        &self,
+        request: Request<pb::ReEncryptRequest>,
+    ) -> Result<Response<pb::ReEncryptResponse>, Status> {
+        self.serve(request, async |call, request| {
+            let request = ReEncrypt::try_from(request)?;
+            let verified = request.verified();
+            let (opened, sealed) = call
+                .re_encrypt(request.from, &request.ciphertext, request.to)
+                .await?;
+            Ok(ReEncrypt::respond(verified, &opened, sealed))
+        })
+        .await
+    }
+
+    async fn generate_data_key(
+        &self,
+        request: Request<pb::GenerateDataKeyRequest>,
+    ) -> Result<Response<pb::GenerateDataKeyResponse>, Status> {
+        self.serve(request, async |call, request| {
+            let request = GenerateDataKey::try_from(request)?;
+            let verified = request.verified();
+            let (plaintext, sealed) = call
+                .generate_data_key(Action::GenerateDataKey, request.to, request.length)
+                .await?;
+            Ok(GenerateDataKey::respond(verified, plaintext, sealed))
+        })
+        .await
+    }
+
+    async fn generate_data_key_without_plaintext(
+        &self,
+        request: Request<pb::GenerateDataKeyWithoutPlaintextRequest>,
+    ) -> Result<Response<pb::GenerateDataKeyWithoutPlaintextResponse>, Status> {
+        self.serve(request, async |call, request| {
+            let request = GenerateDataKey::try_from(request)?;
+            let verified = request.verified();
+            let action = Action::GenerateDataKeyWithoutPlaintext;
+            let (_, sealed) = call
+                .generate_data_key(action, request.to, request.length)
+                .await?;
+            Ok(GenerateDataKey::respond_without_plaintext(verified, sealed))
+        })
+        .await
+    }
+
+    async fn generate_random(
+        &self,
+        request: Request<pb::GenerateRandomRequest>,
+    ) -> Result<Response<pb::GenerateRandomResponse>, Status> {
+        self.serve(request, async |call, request| {
+            let length = convert::random_length(request)?;
+            Ok(convert::random(call.generate_random(length)?))
+        })
+        .await
+    }
+
+    async fn describe_key(
+        &self,
+        request: Request<pb::DescribeKeyRequest>,
+    ) -> Result<Response<pb::DescribeKeyResponse>, Status> {
+        self.serve(request, async |call, request| {
+            let pb::DescribeKeyRequest { name } = request;
+            let key = convert::key(&call.describe_key(&name)?);
+            Ok(pb::DescribeKeyResponse { key: Some(key) })
+        })
+        .await
+    }
+
+    async fn list_keys(
+        &self,
+        request: Request<pb::ListKeysRequest>,
+    ) -> Result<Response<pb::ListKeysResponse>, Status> {
+        self.serve(request, async |call, request| {
+            let pb::ListKeysRequest {
+                parent,
+                page_size,
+                page_token,
+            } = request;
+            Ok(convert::page(&call.list_keys(
+                &parent,
+                page_size,
+                &page_token,
+            )?))
+        })
+        .await
+    }
+}

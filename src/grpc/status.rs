@@ -1,0 +1,305 @@
+//! The one table from [`Error`] to the wire: code, reason, details, and a sentence that says what
+//! failed, with which value, why, and what to do next.
+//!
+//! Code, reason and metadata keys are the API; sentences may change. Nothing that a caller may not
+//! know gets in here: denials and ciphertext failures have one text each.
+#![deny(clippy::wildcard_enum_match_arm)]
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tonic::Code;
+use tonic::Status;
+use tonic::metadata::MetadataMap;
+use tonic_types::ErrorDetails;
+use tonic_types::StatusExt as _;
+
+use crate::broker::MAX_PLAINTEXT;
+use crate::error::Error;
+use crate::error::Unauthenticated;
+use crate::message::context::Error as ContextError;
+use crate::policy::InvalidContext;
+
+/// The status of `error` for the call `request_id`.
+pub(super) fn status(error: &Error, request_id: &str) -> Status {
+    let mut details = ErrorDetails::new();
+    details.set_error_info(error.reason(), DOMAIN, metadata(error));
+    let mut trailers = MetadataMap::new();
+    describe(error, request_id, &mut details);
+    if let Some(pause) = pause(error) {
+        details.set_retry_info(Some(pause));
+        // What client cores obey; RetryInfo is for applications.
+        let millis = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+        trailers.insert(PUSHBACK, millis.into());
+    }
+    Status::with_error_details_and_metadata(code(error), sentence(error), details, trailers)
+}
+
+fn code(error: &Error) -> Code {
+    match error {
+        Error::AuditUnavailable(_) | Error::KmsThrottled | Error::KmsUnavailable(_) => {
+            Code::Unavailable
+        }
+        Error::Bug(_) | Error::KmsAccessDenied(_) => Code::Internal,
+        Error::Checksum(_)
+        | Error::Context { .. }
+        | Error::Invalid { .. }
+        | Error::Malformed
+        | Error::MessageTooLarge
+        | Error::PlaintextTooLarge { .. }
+        | Error::Unverified(_) => Code::InvalidArgument,
+        Error::Denied(_) | Error::Unmapped => Code::PermissionDenied,
+        Error::Expired => Code::DeadlineExceeded,
+        Error::KeyDisabled
+        | Error::KeyPendingDeletion(_)
+        | Error::TenantKmsConfigInvalid(_)
+        | Error::TenantKmsDenied(_) => Code::FailedPrecondition,
+        Error::MethodUnknown => Code::Unimplemented,
+        Error::Overloaded => Code::ResourceExhausted,
+        Error::Unauthenticated(_) => Code::Unauthenticated,
+    }
+}
+
+fn sentence(error: &Error) -> String {
+    match error {
+        Error::AuditUnavailable(_) => {
+            "no audit sink accepts records, and nothing is done without one: try again, and look \
+             at the broker's log if it lasts"
+                .into()
+        }
+        Error::Bug(_) => {
+            "the broker failed in this call: give the request id to those who run it".into()
+        }
+        Error::Checksum(field) => format!(
+            "{field} does not have the CRC32C that came with it: it was changed on its way, send \
+             it again"
+        ),
+        Error::Context { field, why } => format!("{field}: {}", pairs(why)),
+        Error::Denied(_) => {
+            "there is no such key, or its policy does not allow this: ask the key's administrators"
+                .into()
+        }
+        Error::Expired => "the deadline passed before the call was done: allow it more time".into(),
+        Error::Invalid { field, why } => format!("{field}: {why}"),
+        Error::KeyDisabled => {
+            "the KMS key behind this key is disabled: ask its administrators to enable it".into()
+        }
+        Error::KeyPendingDeletion(_) => {
+            "the KMS key behind this key is pending deletion or otherwise out of use: ask its \
+             administrators to cancel that"
+                .into()
+        }
+        Error::KmsAccessDenied(_) => {
+            "KMS refuses the broker's own role on this key: those who run the broker must grant \
+             kms:GenerateDataKey and kms:Decrypt on it"
+                .into()
+        }
+        Error::KmsThrottled => {
+            "KMS throttles the broker and no data key is cached: try again later".into()
+        }
+        Error::KmsUnavailable(_) => {
+            "KMS does not answer the broker and no data key is cached: try again later".into()
+        }
+        Error::Malformed => {
+            "the request's body is not a message of this method's type: generate the client from \
+             the broker's proto"
+                .into()
+        }
+        Error::MessageTooLarge => format!(
+            "the request's body is over the limit of {} bytes: send less in one call",
+            super::MAX_MESSAGE
+        ),
+        Error::MethodUnknown => {
+            "there is no such method: see the services that reflection lists".into()
+        }
+        Error::Overloaded => "the broker has too many calls under way: try again later".into(),
+        Error::PlaintextTooLarge { length } => format!(
+            "the plaintext has {length} bytes, over the limit of {MAX_PLAINTEXT}: encrypt it in \
+             parts, or under a key from GenerateDataKey"
+        ),
+        Error::TenantKmsConfigInvalid(_) => {
+            "the tenant's KMS key does not exist or is of the wrong kind: correct the key's \
+             configuration"
+                .into()
+        }
+        Error::TenantKmsDenied(_) => {
+            "the tenant's KMS key refuses the broker: allow the broker's role \
+             kms:GenerateDataKey and kms:Decrypt in its key policy"
+                .into()
+        }
+        Error::Unauthenticated(Unauthenticated::Expired) => {
+            "the client certificate has expired: connect with a new one".into()
+        }
+        Error::Unauthenticated(Unauthenticated::Missing) => {
+            "the connection proves no identity: connect with a client certificate that has one \
+             SPIFFE URI SAN"
+                .into()
+        }
+        Error::Unauthenticated(Unauthenticated::Revoked) => {
+            "the client certificate has been revoked: connect with a new one".into()
+        }
+        Error::Unauthenticated(Unauthenticated::TrustDomainUnknown) => {
+            "no trust bundle of the broker verifies the client certificate (any more): connect \
+             with one of a configured trust domain"
+                .into()
+        }
+        Error::Unmapped => {
+            "no identity rule maps this identity to a tenant: ask those who run the broker for one"
+                .into()
+        }
+        Error::Unverified(_) => {
+            "the ciphertext does not open under this key, context and associated data".into()
+        }
+    }
+}
+
+/// What is wrong with a caller's own pairs; names, never values.
+fn pairs(why: &InvalidContext) -> String {
+    match why {
+        InvalidContext::Fixed { name } => {
+            format!("the tenant fixes the pair {name:?}: leave it out, the broker adds it")
+        }
+        InvalidContext::Captured { name } => format!(
+            "identity rules set the pair {name:?}: leave it out, the broker adds what the \
+             identity proves"
+        ),
+        InvalidContext::Reserved { name } => format!(
+            "the name {name:?} begins with a reserved prefix (keybroker:, aws-crypto-): choose \
+             another"
+        ),
+        InvalidContext::Limits { error, .. } => match error {
+            ContextError::Empty => "a name or a value is empty: give both".into(),
+            ContextError::Long {
+                what,
+                length,
+                limit,
+            } => format!(
+                "a {what} has {length} bytes, over the limit of {limit}: shorten it, or put it \
+                 into associated_data"
+            ),
+            ContextError::Many(count) => format!(
+                "with the broker's own there are {count} pairs, over the limit of 16: put what \
+                 differs per record into associated_data"
+            ),
+            ContextError::Duplicate(name) => {
+                format!("the name {name:?} stands there twice, case aside: keep one")
+            }
+            ContextError::Large(length) => format!(
+                "with the broker's own the pairs have {length} bytes, over the limit of 4096: \
+                 put what is long into associated_data"
+            ),
+        },
+    }
+}
+
+/// Every variable part of the sentence that a program may want.
+fn metadata(error: &Error) -> HashMap<String, String> {
+    let pair = |name: &str, value: String| HashMap::from([(name.to_owned(), value)]);
+    match error {
+        Error::Checksum(field) => pair("field", (*field).into()),
+        Error::Context { field, .. } | Error::Invalid { field, .. } => {
+            pair("field", (*field).into())
+        }
+        Error::MessageTooLarge => pair("limit", super::MAX_MESSAGE.to_string()),
+        Error::PlaintextTooLarge { length } => HashMap::from([
+            ("length".to_owned(), length.to_string()),
+            ("limit".to_owned(), MAX_PLAINTEXT.to_string()),
+        ]),
+        Error::AuditUnavailable(_)
+        | Error::Bug(_)
+        | Error::Denied(_)
+        | Error::Expired
+        | Error::KeyDisabled
+        | Error::KeyPendingDeletion(_)
+        | Error::KmsAccessDenied(_)
+        | Error::KmsThrottled
+        | Error::KmsUnavailable(_)
+        | Error::Malformed
+        | Error::MethodUnknown
+        | Error::Overloaded
+        | Error::TenantKmsConfigInvalid(_)
+        | Error::TenantKmsDenied(_)
+        | Error::Unauthenticated(_)
+        | Error::Unmapped
+        | Error::Unverified(_) => HashMap::new(),
+    }
+}
+
+/// The detail that conventions give this error beside ErrorInfo and RetryInfo.
+fn describe(error: &Error, request_id: &str, details: &mut ErrorDetails) {
+    match error {
+        Error::Checksum(field) | Error::Context { field, .. } | Error::Invalid { field, .. } => {
+            details.add_bad_request_violation(*field, sentence(error));
+        }
+        Error::Malformed | Error::MessageTooLarge => {
+            details.add_bad_request_violation("", sentence(error));
+        }
+        Error::PlaintextTooLarge { .. } => {
+            details.add_bad_request_violation("plaintext", sentence(error));
+        }
+        Error::Bug(_) | Error::Denied(_) | Error::Unmapped => {
+            details.set_request_info(request_id, "");
+        }
+        Error::KeyDisabled | Error::KeyPendingDeletion(_) => {
+            details.add_precondition_failure_violation(error.reason(), "", sentence(error));
+        }
+        Error::TenantKmsConfigInvalid(_) => {
+            details.add_precondition_failure_violation(error.reason(), "", sentence(error));
+            details.add_help_link(WRONG_KEY, HELP);
+        }
+        Error::TenantKmsDenied(_) => {
+            details.add_precondition_failure_violation(error.reason(), "", sentence(error));
+            details.add_help_link(MISSING_STATEMENT, HELP);
+        }
+        Error::KmsAccessDenied(_) => {
+            details.add_help_link(MISSING_STATEMENT, HELP);
+        }
+        Error::Unauthenticated(_) => {
+            details.add_help_link("how the broker knows its callers", HELP);
+        }
+        Error::AuditUnavailable(_)
+        | Error::Expired
+        | Error::KmsThrottled
+        | Error::KmsUnavailable(_)
+        | Error::MethodUnknown
+        | Error::Overloaded
+        | Error::Unverified(_) => {}
+    }
+}
+
+/// How long to wait before the same call, for errors that pass.
+fn pause(error: &Error) -> Option<Duration> {
+    error.retryable().then(|| match error {
+        Error::KmsThrottled => Duration::from_secs(1),
+        Error::AuditUnavailable(_)
+        | Error::Bug(_)
+        | Error::Checksum(_)
+        | Error::Context { .. }
+        | Error::Denied(_)
+        | Error::Expired
+        | Error::Invalid { .. }
+        | Error::KeyDisabled
+        | Error::KeyPendingDeletion(_)
+        | Error::KmsAccessDenied(_)
+        | Error::KmsUnavailable(_)
+        | Error::Malformed
+        | Error::MessageTooLarge
+        | Error::MethodUnknown
+        | Error::Overloaded
+        | Error::PlaintextTooLarge { .. }
+        | Error::TenantKmsConfigInvalid(_)
+        | Error::TenantKmsDenied(_)
+        | Error::Unauthenticated(_)
+        | Error::Unmapped
+        | Error::Unverified(_) => Duration::from_millis(500),
+    })
+}
+
+/// The domain of every ErrorInfo.
+pub const DOMAIN: &str = "keybroker";
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
+const MISSING_STATEMENT: &str =
+    "allow the broker's role kms:GenerateDataKey, kms:Decrypt and kms:DescribeKey on the key";
+const WRONG_KEY: &str =
+    "name an existing symmetric encryption key of the tenant's account, by its ARN and no alias";
+const HELP: &str = "README.md#errors";

@@ -1,0 +1,299 @@
+//! The layer around the routes: it opens the audit record before anything can fail, turns away
+//! calls that have no business further in, bounds each call in time, and lets no answer out before
+//! its record is accepted.
+//!
+//! What tonic answers by itself (an unknown path, a body over the limit or undecodable) passes here
+//! too, and leaves as a row of our own error table.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use http::HeaderMap;
+use http::HeaderValue;
+use tokio::sync::Semaphore;
+use tonic::Code;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::service::Routes;
+use tower::ServiceExt as _;
+use uuid::Uuid;
+
+use crate::audit::Audit;
+use crate::audit::Notes;
+use crate::audit::Record;
+use crate::clock::Clock;
+use crate::error::Error;
+use crate::error::Unauthenticated;
+use crate::grpc::connection::Connection;
+use crate::grpc::service::failure;
+use crate::grpc::status::status;
+use crate::identity::Peer;
+
+/// What a call brings along to its method.
+#[derive(Clone)]
+pub(super) struct Passage {
+    pub(super) peer: Arc<Peer>,
+    pub(super) notes: Notes,
+    pub(super) request_id: Arc<str>,
+}
+
+/// Guards the routes. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Witness(Arc<Inner>);
+
+/// A method that there is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Method {
+    /// Of grpc.health.v1, which is open to peers without an identity.
+    Health,
+    /// Of the broker, by its name.
+    Ours(Arc<str>),
+    /// Of gRPC reflection.
+    Reflection,
+}
+
+struct Inner {
+    routes: Routes,
+    /// By path, exactly: nothing that only looks like one of them gets past here.
+    methods: HashMap<String, Method>,
+    audit: Arc<Audit>,
+    clock: Arc<dyn Clock>,
+    in_flight: Semaphore,
+}
+
+impl Witness {
+    /// Guards `routes`, which have `methods`: at most `in_flight` calls of ours at once.
+    pub(super) fn new(
+        routes: Routes,
+        methods: HashMap<String, Method>,
+        audit: Arc<Audit>,
+        clock: Arc<dyn Clock>,
+        in_flight: usize,
+    ) -> Self {
+        let in_flight = Semaphore::new(in_flight);
+        Self(Arc::new(Inner {
+            routes,
+            methods,
+            audit,
+            clock,
+            in_flight,
+        }))
+    }
+
+    /// Answers one request of `connection`.
+    pub(super) async fn answer(
+        &self,
+        connection: &Arc<Connection>,
+        request: http::Request<Body>,
+    ) -> http::Response<Body> {
+        connection.call();
+        let inner = &self.0;
+        match inner.methods.get(request.uri().path()) {
+            Some(open @ (Method::Health | Method::Reflection)) => {
+                return self.open(open, connection, request).await;
+            }
+            Some(Method::Ours(_)) | None => {}
+        }
+        let entry = inner.audit.begin();
+        let notes = entry.notes();
+        let request_id = request_id(request.headers(), || entry.id());
+        notes.add(|record| inner.introduce(record, connection, &request, &request_id));
+
+        let patience = patience(request.headers());
+        let pass = AssertUnwindSafe(inner.pass(connection, request, &notes, &request_id));
+        let outcome = match tokio::time::timeout(patience, pass.catch_unwind()).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(Error::Bug("a panic".into())),
+            Err(_) => Err(Error::Expired),
+        };
+        let mut response = outcome.unwrap_or_else(|error| {
+            notes.add(|record| record.failure = Some(failure(&error)));
+            status(&error, &request_id).into_http()
+        });
+        if let Err(unavailable) = entry.finish().await {
+            // The record is lost, so the answer must be too.
+            response = status(&unavailable.into(), &request_id).into_http();
+        }
+        if let Ok(value) = HeaderValue::from_str(&request_id) {
+            response.headers_mut().insert(REQUEST_ID, value);
+        }
+        response
+    }
+
+    /// Health and reflection touch no key and leave no record; a probe every second would bury
+    /// those that matter.
+    async fn open(
+        &self,
+        method: &Method,
+        connection: &Arc<Connection>,
+        request: http::Request<Body>,
+    ) -> http::Response<Body> {
+        let identity = connection.authenticated(self.0.clock.wall());
+        // The health listener knows no peers; elsewhere one whose identity is gone gets nothing.
+        match identity {
+            Err(Unauthenticated::Missing) if *method == Method::Health => {}
+            Err(reason) => {
+                let request_id = request_id(request.headers(), Uuid::now_v7);
+                return status(&reason.into(), &request_id).into_http();
+            }
+            Ok(_) => {}
+        }
+        match self.0.routes.clone().oneshot(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        }
+    }
+}
+
+impl Inner {
+    /// Notes what is known of a call before anything of it is believed.
+    fn introduce(
+        &self,
+        record: &mut Record,
+        connection: &Connection,
+        request: &http::Request<Body>,
+        request_id: &Arc<str>,
+    ) {
+        let headers = request.headers();
+        record.event_name = match self.methods.get(request.uri().path()) {
+            Some(Method::Ours(name)) => Some(Arc::clone(name)),
+            Some(Method::Health | Method::Reflection) | None => None,
+        };
+        record.identity.clone_from(&connection.identity);
+        record.source = Some(Arc::clone(&connection.source));
+        record.tls = connection.tls;
+        record.user_agent = text(headers, "user-agent");
+        record.trace_id = text(headers, "traceparent").and_then(|parent| trace_id(&parent));
+        record.request_id = Some(Arc::clone(request_id));
+    }
+
+    async fn pass(
+        &self,
+        connection: &Connection,
+        mut request: http::Request<Body>,
+        notes: &Notes,
+        request_id: &Arc<str>,
+    ) -> Result<http::Response<Body>, Error> {
+        let peer = Arc::clone(connection.authenticated(self.clock.wall())?);
+        if !self.methods.contains_key(request.uri().path()) {
+            return Err(Error::MethodUnknown);
+        }
+        let _room = self
+            .in_flight
+            .try_acquire()
+            .map_err(|_| Error::Overloaded)?;
+        request.extensions_mut().insert(Passage {
+            peer,
+            notes: notes.clone(),
+            request_id: Arc::clone(request_id),
+        });
+        let response = match self.routes.clone().oneshot(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        };
+        match response.extensions().get::<Status>() {
+            // Our own methods note why they fail; a status without a note is tonic's.
+            Some(status) if !notes.failed() => Err(of_tonic(status.code())),
+            Some(_) | None => Ok(response),
+        }
+    }
+}
+
+/// tonic's own refusals, as rows of our table. Paths that are none never get to it, so what it does
+/// not implement is an encoding: we take no compressed bodies.
+fn of_tonic(code: Code) -> Error {
+    match code {
+        Code::OutOfRange => Error::MessageTooLarge,
+        _ => Error::Malformed,
+    }
+}
+
+/// How long the call may take: what its client allows, less the way back, and never longer than
+/// the cap.
+fn patience(headers: &HeaderMap) -> Duration {
+    let Some(allowed) = text(headers, "grpc-timeout").and_then(|text| grpc_timeout(&text)) else {
+        return LONGEST;
+    };
+    allowed
+        .saturating_sub(WAY_BACK.min(allowed / 2))
+        .min(LONGEST)
+}
+
+/// `TimeoutValue TimeoutUnit` of the gRPC protocol over HTTP/2: up to 8 digits, then one of HMSmun.
+fn grpc_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let value: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(value * 3600)),
+        "M" => Some(Duration::from_secs(value * 60)),
+        "S" => Some(Duration::from_secs(value)),
+        "m" => Some(Duration::from_millis(value)),
+        "u" => Some(Duration::from_micros(value)),
+        "n" => Some(Duration::from_nanos(value)),
+        _ => None,
+    }
+}
+
+/// The client's request id if it is short and printable, else one of ours: the record's own id.
+fn request_id(headers: &HeaderMap, own: impl FnOnce() -> Uuid) -> Arc<str> {
+    match text(headers, REQUEST_ID) {
+        Some(id) if !id.is_empty() && id.len() <= 128 => id.into(),
+        Some(_) | None => own().to_string().into(),
+    }
+}
+
+/// The trace id of a W3C `traceparent`.
+fn trace_id(parent: &str) -> Option<String> {
+    let id = parent.split('-').nth(1)?;
+    (id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit())).then(|| id.to_owned())
+}
+
+/// A header's value if it is printable, cut to a sane length.
+fn text(headers: &HeaderMap, name: &str) -> Option<String> {
+    let value = headers.get(name)?.to_str().ok()?;
+    // ASCII, so it can be cut anywhere.
+    Some(value.get(..256).unwrap_or(value).to_owned())
+}
+
+const REQUEST_ID: &str = "x-request-id";
+/// The cap of every method: a KMS that answers at all answers by then.
+const LONGEST: Duration = Duration::from_secs(30);
+/// So much of the client's deadline is left for our answer to reach it.
+const WAY_BACK: Duration = Duration::from_millis(20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_grpc_writes_them() {
+        assert_eq!(grpc_timeout("5S"), Some(Duration::from_secs(5)));
+        assert_eq!(grpc_timeout("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(
+            grpc_timeout("99999999H"),
+            Some(Duration::from_secs(99_999_999 * 3600))
+        );
+        for bad in ["", "S", "5", "5s", "-5S", "123456789S", "5 S", "1µ"] {
+            assert_eq!(grpc_timeout(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_answer_has_time_to_travel() {
+        let allowed = |text: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", HeaderValue::from_static(text));
+            patience(&headers)
+        };
+        assert_eq!(allowed("200m"), Duration::from_millis(180));
+        assert_eq!(allowed("10m"), Duration::from_millis(5));
+        assert_eq!(allowed("1H"), LONGEST);
+        assert_eq!(patience(&HeaderMap::new()), LONGEST);
+    }
+}
