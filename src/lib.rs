@@ -26,3 +26,7 @@ pub mod error;
 pub mod broker;
 
 pub mod grpc;
+
+pub mod config;
+
+pub mod cli;

@@ -1,2 +1,7 @@
-//! Not yet.
-fn main() {}
+//! The `keybroker` command: arguments in, exit code out.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    keybroker::cli::main()
+}

@@ -1,0 +1,417 @@
+//! The command line: one file a subcommand, one table of exit codes (`Exit`).
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 0 | done |
+//! | 1 | `healthcheck`: the broker does not serve |
+//! | 64 | the command line is wrong or lacks something |
+//! | 65 | plaintext, ciphertext, context or key name is refused |
+//! | 66 | an input file is not there or not readable |
+//! | 69 | broker, KMS, key or keyring is not available now |
+//! | 70 | a fault of keybroker itself, or the broker's |
+//! | 71 | the operating system refuses: an address in use, no signals |
+//! | 73 | a file or folder cannot be made, or is there already |
+//! | 74 | standard input or output fails |
+//! | 77 | denied, or no identity |
+//! | 78 | configuration, certificates or keyring are not usable |
+
+mod check;
+mod completions;
+mod connect;
+mod crypt;
+mod dev;
+mod healthcheck;
+mod keyring;
+mod keys;
+mod serve;
+
+use std::fmt::Display;
+use std::io;
+use std::io::IsTerminal as _;
+use std::io::Read as _;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::CommandFactory as _;
+use clap::Parser;
+use clap::Subcommand;
+use clap::error::ErrorKind;
+use tracing_subscriber::EnvFilter;
+use zeroize::Zeroizing;
+
+use crate::grpc::client;
+use crate::grpc::client::Class;
+use crate::kms;
+use crate::kms::local;
+
+/// A key broker between applications and AWS KMS.
+#[derive(Parser)]
+#[command(
+    name = "keybroker",
+    version,
+    about,
+    disable_help_subcommand = true,
+    after_help = EXIT_CODES
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Checks a configuration, with the same code that `serve` starts with.
+    CheckConfig(check::Args),
+    /// Prints a completion script for a shell.
+    Completions(completions::Args),
+    /// Decrypts a message from standard input.
+    Decrypt(crypt::DecryptArgs),
+    /// Plays: a broker with everything it needs, without files or AWS. Not for production.
+    Dev(dev::Args),
+    /// Encrypts standard input into a message.
+    Encrypt(crypt::EncryptArgs),
+    /// Asks a broker whether it serves: exit code 0 if so, else 1.
+    Healthcheck(healthcheck::Args),
+    /// Makes and changes the keyring of the embedded KMS.
+    #[command(subcommand)]
+    Keyring(keyring::Command),
+    /// Shows keys that a broker lets you use or manage.
+    #[command(subcommand)]
+    Keys(keys::Command),
+    /// Serves until SIGTERM; reloads on SIGHUP and when its files change.
+    Serve(serve::Args),
+}
+
+/// Which configuration file.
+#[derive(clap::Args)]
+struct ConfigArg {
+    /// The configuration file.
+    #[arg(
+        long,
+        env = "KEYBROKER_CONFIG",
+        value_name = "FILE",
+        default_value = "/etc/keybroker/keybroker.toml"
+    )]
+    config: PathBuf,
+}
+
+/// How a list is printed.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Format {
+    Json,
+    Text,
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    if let Err(error) = rustls::crypto::aws_lc_rs::default_provider().install_default() {
+        drop(error); // Somebody installed the same provider before.
+    }
+    log(match cli.command {
+        Command::Serve(_) => "info",
+        _ => "warn",
+    });
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return Failure::system(format!("cannot start threads: {error}")).exit(),
+    };
+    let outcome = runtime.block_on(run(cli.command));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.exit(),
+    }
+}
+
+async fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::CheckConfig(args) => check::run(&args),
+        Command::Completions(args) => completions::run(&args, &mut Cli::command()),
+        Command::Decrypt(args) => crypt::decrypt(args).await,
+        Command::Dev(args) => dev::run(&args).await,
+        Command::Encrypt(args) => crypt::encrypt(args).await,
+        Command::Healthcheck(args) => healthcheck::run(&args).await,
+        Command::Keyring(command) => keyring::run(command),
+        Command::Keys(command) => keys::run(command).await,
+        Command::Serve(args) => serve::run(&args).await,
+    }
+}
+
+/// The codes with which a command fails, after sysexits.h. The table for people is the module's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Exit {
+    /// `EX_CANTCREAT`.
+    CannotCreate,
+    /// `EX_CONFIG`.
+    Config,
+    /// `EX_DATAERR`.
+    Data,
+    /// `EX_NOPERM`.
+    Denied,
+    /// `EX_IOERR`.
+    Io,
+    /// `EX_NOINPUT`.
+    NoInput,
+    /// Docker knows 0 and 1 alone.
+    NotServing,
+    /// `EX_SOFTWARE`.
+    Software,
+    /// `EX_OSERR`.
+    System,
+    /// `EX_UNAVAILABLE`.
+    Unavailable,
+    /// `EX_USAGE`.
+    Usage,
+}
+
+impl Exit {
+    fn code(self) -> u8 {
+        match self {
+            Self::NotServing => 1,
+            Self::Usage => 64,
+            Self::Data => 65,
+            Self::NoInput => 66,
+            Self::Unavailable => 69,
+            Self::Software => 70,
+            Self::System => 71,
+            Self::CannotCreate => 73,
+            Self::Io => 74,
+            Self::Denied => 77,
+            Self::Config => 78,
+        }
+    }
+}
+
+/// The module's table, in short.
+const EXIT_CODES: &str = "\
+Exit codes:
+   0  done
+   1  healthcheck: the broker does not serve
+  64  the command line is wrong or lacks something
+  65  plaintext, ciphertext, context or key name is refused
+  66  an input file is not there or not readable
+  69  broker, KMS, key or keyring is not available now
+  70  a fault of keybroker itself, or the broker's
+  71  the operating system refuses: an address in use, no signals
+  73  a file or folder cannot be made, or is there already
+  74  standard input or output fails
+  77  denied, or no identity
+  78  configuration, certificates or keyring are not usable";
+
+/// Why a command failed: its exit code, and one sentence for a person.
+#[derive(Debug)]
+struct Failure {
+    exit: Exit,
+    sentence: String,
+}
+
+impl Failure {
+    fn new(exit: Exit, sentence: impl Into<String>) -> Self {
+        Self {
+            exit,
+            sentence: sentence.into(),
+        }
+    }
+
+    /// A configuration or certificate is not usable.
+    fn config(error: &dyn std::error::Error) -> Self {
+        Self::new(Exit::Config, chain(error))
+    }
+
+    /// The operating system refused something.
+    fn system(sentence: String) -> Self {
+        Self::new(Exit::System, sentence)
+    }
+
+    /// A keyring is not usable, or not changed.
+    fn keyring(error: &local::Error) -> Self {
+        let exit = match error {
+            local::Error::Held { .. } => {
+                let sentence = format!(
+                    "{error}: a server that uses it, most likely; stop it first, or let it rotate \
+                     keys by itself with kms.local.rotation_period"
+                );
+                return Self::new(Exit::Unavailable, sentence);
+            }
+            local::Error::Exists { .. } | local::Error::Unwritable { .. } => Exit::CannotCreate,
+            local::Error::KeyExists { .. }
+            | local::Error::KeyState { .. }
+            | local::Error::KeyUnknown { .. }
+            | local::Error::ManyKeys
+            | local::Error::ManyVersions { .. } => Exit::Data,
+            local::Error::Random(_) => Exit::System,
+            local::Error::Changed { .. }
+            | local::Error::File { .. }
+            | local::Error::Missing { .. }
+            | local::Error::Purpose { .. }
+            | local::Error::Unreadable { .. } => Exit::Config,
+        };
+        Self::new(exit, chain(error))
+    }
+
+    /// A broker did not do what it was asked for.
+    fn broker(error: &client::Error) -> Self {
+        let exit = match error {
+            client::Error::Certificate { .. } => Exit::Denied,
+            client::Error::Damaged(_) => Exit::Io,
+            client::Error::NoCredentials => {
+                let sentence = "an https:// address needs --ca, --cert and --private-key \
+                                (KEYBROKER_CA, KEYBROKER_CERT, KEYBROKER_PRIVATE_KEY)";
+                return Self::new(Exit::Usage, sentence);
+            }
+            client::Error::Refused { class, .. } => match class {
+                Class::Denied => Exit::Denied,
+                Class::Fault => Exit::Software,
+                Class::Invalid => Exit::Data,
+                Class::Unavailable => Exit::Unavailable,
+            },
+            client::Error::ServerName(_) => Exit::Usage,
+            client::Error::Tls(_) => Exit::Config,
+            client::Error::Unreachable { .. } => Exit::Unavailable,
+        };
+        Self::new(exit, chain(error))
+    }
+
+    /// A KMS did not do what it was asked for.
+    fn kms(error: &kms::Error) -> Self {
+        let exit = match error {
+            kms::Error::AccessDenied(_) | kms::Error::Credentials(_) => Exit::Denied,
+            kms::Error::IncorrectKey | kms::Error::InvalidCiphertext => Exit::Data,
+            kms::Error::Invalid(_) => Exit::Software,
+            kms::Error::NotFound(_) => Exit::Config,
+            kms::Error::Disabled
+            | kms::Error::PendingDeletion(_)
+            | kms::Error::Throttled
+            | kms::Error::Unavailable(_) => Exit::Unavailable,
+        };
+        Self::new(exit, chain(error))
+    }
+
+    fn exit(self) -> ExitCode {
+        warn(format_args!("keybroker: {}", self.sentence));
+        ExitCode::from(self.exit.code())
+    }
+}
+
+/// The error and its sources, each said once.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        source = inner.source();
+    }
+    text
+}
+
+/// A line on standard output, for people. Nobody may be there to read it: a closed pipe is no
+/// reason to fail, let alone to panic.
+fn say(line: impl Display) {
+    let _ = writeln!(io::stdout(), "{line}");
+}
+
+/// A line on standard error, as [`say`].
+fn warn(line: impl Display) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// What a command yields, on standard output.
+fn yield_bytes(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes)
+        .and_then(|()| out.flush())
+        .map_err(|error| {
+            Failure::new(
+                Exit::Io,
+                format!("cannot write to standard output: {error}"),
+            )
+        })
+}
+
+/// All of standard input, at most `limit` bytes, wiped when dropped.
+fn input(limit: usize) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    // One buffer of final size: a growing one would leave copies behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(limit + 1));
+    let most = u64::try_from(limit + 1).unwrap_or(u64::MAX);
+    io::stdin()
+        .lock()
+        .take(most)
+        .read_to_end(&mut bytes)
+        .map_err(|error| Failure::new(Exit::Io, format!("cannot read standard input: {error}")))?;
+    if bytes.len() > limit {
+        let sentence = format!("standard input has more than {limit} bytes, the most of a message");
+        return Err(Failure::new(Exit::Data, sentence));
+    }
+    Ok(bytes)
+}
+
+/// Help and version go to standard output and succeed; the rest is a usage error.
+fn usage(error: &clap::Error) -> ExitCode {
+    // As in `say`: a closed pipe.
+    let _ = error.print();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+        _ => ExitCode::from(Exit::Usage.code()),
+    }
+}
+
+/// Logs to standard error, so that standard output stays the audit's or the command's. The AWS
+/// SDK's own lines stay at warnings whatever is asked for: it has printed credentials at TRACE.
+fn log(usual: &str) {
+    let asked = std::env::var("RUST_LOG").unwrap_or_else(|_| usual.into());
+    let filter = EnvFilter::builder().parse_lossy(format!("{asked},{CAPPED}"));
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        // A log file is no place for colors.
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .finish();
+    // Err: a test has set one already.
+    let _ = tracing::subscriber::set_global_default(subscriber);
+}
+
+const CAPPED: &str = "aws_config=warn,aws_runtime=warn,aws_sdk_kms=warn,aws_sdk_sso=warn,\
+    aws_sdk_ssooidc=warn,aws_sdk_sts=warn,aws_sigv4=warn,aws_smithy_runtime=warn,\
+    aws_smithy_runtime_api=warn,aws_smithy_http_client=warn,h2=warn,hyper=warn,hyper_util=warn,\
+    rustls=warn";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_names_every_exit_code() {
+        for exit in [
+            Exit::CannotCreate,
+            Exit::Config,
+            Exit::Data,
+            Exit::Denied,
+            Exit::Io,
+            Exit::NoInput,
+            Exit::NotServing,
+            Exit::Software,
+            Exit::System,
+            Exit::Unavailable,
+            Exit::Usage,
+        ] {
+            let row = format!("\n{:>4}  ", exit.code());
+            assert!(EXIT_CODES.contains(&row), "{exit:?}");
+        }
+    }
+}

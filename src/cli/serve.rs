@@ -1,0 +1,241 @@
+//! `keybroker serve`: everything is read and checked, then bound, then served. `keybroker dev`
+//! starts through the same [`Broking`].
+
+mod reload;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::Signal;
+use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::signal;
+
+use crate::audit::Audit;
+use crate::audit::Sink;
+use crate::broker::Broker;
+use crate::cli::ConfigArg;
+use crate::cli::Exit;
+use crate::cli::Failure;
+use crate::cli::chain;
+use crate::clock::Clock;
+use crate::clock::System;
+use crate::config::Config;
+use crate::datakeys::DataKeys;
+use crate::grpc::Parts;
+use crate::grpc::Server;
+use crate::grpc::listener;
+use crate::kms;
+use crate::kms::Backends;
+use crate::kms::aws::Aws;
+use crate::kms::local;
+use crate::kms::local::Keyring;
+use crate::kms::local::Purpose;
+use crate::kms::local::SealingKey;
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    config: ConfigArg,
+}
+
+pub(super) async fn run(args: &Args) -> Result<(), Failure> {
+    let broking = Broking::start(&args.config.config, Purpose::Production).await?;
+    broking.until(told_to_stop()?).await;
+    Ok(())
+}
+
+/// A broker whose sockets are bound: whoever connects waits until [`Broking::until`].
+pub(super) struct Broking {
+    server: Server,
+    broker: Arc<Broker>,
+}
+
+impl Broking {
+    /// Reads and checks all that the configuration at `path` names, and binds its sockets.
+    pub(super) async fn start(path: &Path, purpose: Purpose) -> Result<Self, Failure> {
+        let clock: Arc<dyn Clock> = Arc::new(System);
+        let config = Config::load_for(path, purpose).map_err(|error| Failure::config(&error))?;
+        let read = reload::Stamps::of(path, &config);
+        let state = config
+            .state(path, clock.wall(), None)
+            .map_err(|error| Failure::config(&error))?;
+        let hangup = signals(SignalKind::hangup())?;
+        let backends = backends(&config.kms, purpose).await?;
+        if let Some(keyring) = &backends.local {
+            state
+                .check_keyring(keyring)
+                .map_err(|error| Failure::config(&error))?;
+        }
+        let keyring = backends.local.clone();
+        if let (Some(keyring), Some(local)) = (&backends.local, &config.kms.local) {
+            tokio::spawn(tend(Arc::clone(keyring), local.clone(), Arc::clone(&clock)));
+        }
+        let sink = Sink::open(&config.audit).map_err(|error| Failure::config(&error))?;
+        let data_keys = DataKeys::new(Arc::new(backends), Arc::clone(&clock), config.cache.entries);
+        let broker = Arc::new(Broker::new(state.policy, data_keys));
+        let parts = Parts {
+            broker: Arc::clone(&broker),
+            audit: Audit::new(sink, Arc::clone(&clock)),
+            clock: Arc::clone(&clock),
+        };
+        let server = Server::bind(parts, &config.listen, config.limits.clone(), state.material)
+            .await
+            .map_err(|error| unbound(&error))?;
+        if let Some(address) = server.tcp_address() {
+            tracing::info!(%address, "serving with TLS");
+        }
+        if let Some(unix) = &config.listen.unix {
+            tracing::info!(path = %unix.path.display(), "serving on a Unix socket");
+        }
+        if let Some(address) = server.health_address() {
+            tracing::info!(%address, "serving health probes in plain text");
+        }
+        let reloader = reload::Reloader {
+            path: path.to_owned(),
+            config,
+            read,
+            broker: Arc::clone(&broker),
+            server: server.handle(),
+            keyring,
+            clock,
+        };
+        tokio::spawn(reloader.run(hangup));
+        Ok(Self { server, broker })
+    }
+
+    /// The address of the TLS listener, its port chosen.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        self.server.tcp_address()
+    }
+
+    /// The broker behind it.
+    pub(super) fn broker(&self) -> &Arc<Broker> {
+        &self.broker
+    }
+
+    /// Serves until `shutdown`, and lets calls under way finish.
+    pub(super) async fn until(self, shutdown: impl Future<Output = ()>) {
+        self.server.run(shutdown).await;
+        tracing::info!("stopped");
+    }
+}
+
+/// The key management services of `config`. A keyring is opened, never made.
+pub(super) async fn backends(config: &kms::Config, purpose: Purpose) -> Result<Backends, Failure> {
+    let aws = Aws::load(config.aws.clone())
+        .await
+        .map_err(|error| Failure::config(&error))?;
+    let local = match &config.local {
+        Some(local) => Some(Arc::new(keyring(local, purpose)?)),
+        None => None,
+    };
+    Ok(Backends { aws, local })
+}
+
+/// Opens the keyring of `config` with its sealing key.
+pub(super) fn keyring(config: &kms::LocalConfig, purpose: Purpose) -> Result<Keyring, Failure> {
+    // Who has neither needs the sentence that says how to make both.
+    if matches!(config.keyring.try_exists(), Ok(false)) {
+        let missing = local::Error::Missing {
+            path: config.keyring.clone(),
+        };
+        return Err(Failure::keyring(&missing));
+    }
+    let sealing_key = sealing_key(config)?;
+    Keyring::open(&config.keyring, purpose, sealing_key).map_err(|error| Failure::keyring(&error))
+}
+
+/// The sealing key of `config`, from its file or systemd credential.
+pub(super) fn sealing_key(config: &kms::LocalConfig) -> Result<SealingKey, Failure> {
+    let source = config
+        .sealing_key
+        .parse()
+        .map_err(|error| Failure::config(&error))?;
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY");
+    SealingKey::load(&source, credentials.as_deref().map(Path::new))
+        .map_err(|error| Failure::config(&error))
+}
+
+/// Resolves on SIGTERM or SIGINT.
+pub(super) fn told_to_stop() -> Result<impl Future<Output = ()>, Failure> {
+    let mut terminate = signals(SignalKind::terminate())?;
+    let mut interrupt = signals(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping: calls under way may finish");
+    })
+}
+
+/// Signals of `kind`, which from now on end the process no more.
+fn signals(kind: SignalKind) -> Result<Signal, Failure> {
+    signal(kind).map_err(|error| Failure::system(format!("cannot await signals: {error}")))
+}
+
+/// An address that is not to be had is the machine's matter, the rest is the configuration's.
+fn unbound(error: &listener::Error) -> Failure {
+    let code = match error {
+        listener::Error::Tcp { .. }
+        | listener::Error::Unix { .. }
+        | listener::Error::InUse { .. } => Exit::System,
+        listener::Error::NoSocket { .. } | listener::Error::Mode { .. } => Exit::Config,
+    };
+    Failure::new(code, chain(error))
+}
+
+/// Once an hour, or more often where keys are to live shorter: keys that have reached their period
+/// get a new version, and keys whose deletion is due are destroyed.
+async fn tend(keyring: Arc<Keyring>, config: kms::LocalConfig, clock: Arc<dyn Clock>) {
+    let period = config
+        .rotation_period
+        .and_then(|span| Duration::try_from(span).ok());
+    let pause = period.map_or(LONGEST_PAUSE, |period| {
+        period.clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
+    });
+    let mut ticks = tokio::time::interval(pause);
+    loop {
+        ticks.tick().await;
+        let keyring = Arc::clone(&keyring);
+        let now = clock.wall();
+        // Changes wait for the disk.
+        let done = tokio::task::spawn_blocking(move || tend_once(&keyring, period, now)).await;
+        if done.is_err() {
+            tracing::error!("tending the local keyring failed; it is tried again");
+        }
+    }
+}
+
+fn tend_once(keyring: &Keyring, period: Option<Duration>, now: jiff::Timestamp) {
+    let rotated = period.map_or_else(|| Ok(Vec::new()), |period| keyring.rotate_due(period, now));
+    match rotated {
+        Ok(rotated) => {
+            for key in rotated {
+                tracing::info!(%key, "rotated a key of the local keyring");
+            }
+        }
+        Err(error) => tracing::error!(
+            error = chain(&error),
+            "cannot rotate keys of the local keyring: they serve on in their old version"
+        ),
+    }
+    match keyring.delete_due(now) {
+        Ok(deleted) => {
+            for key in deleted {
+                tracing::warn!(%key, "destroyed a key of the local keyring: its deletion was due");
+            }
+        }
+        Err(error) => tracing::error!(
+            error = chain(&error),
+            "cannot destroy keys of the local keyring whose deletion is due: they stay barred"
+        ),
+    }
+}
+
+/// Between two looks at the keyring.
+const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+/// A period of nothing would spin.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);

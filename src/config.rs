@@ -1,0 +1,460 @@
+//! The configuration file: each room's own part, joined; strict, and checked whole before
+//! anything of it takes effect.
+
+use std::collections::HashSet;
+use std::io;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use jiff::SignedDuration;
+use jiff::Timestamp;
+use serde::Deserialize;
+
+use crate::audit;
+use crate::directory;
+use crate::directory::Directory;
+use crate::grpc::LimitError;
+use crate::grpc::Limits;
+use crate::grpc::listener;
+use crate::grpc::tls;
+use crate::grpc::tls::Material;
+use crate::identity;
+use crate::identity::DEV_TRUST_DOMAIN;
+use crate::identity::Rules;
+use crate::kms;
+use crate::kms::KeyRef;
+use crate::kms::local::Keyring;
+use crate::kms::local::Purpose;
+use crate::name::KeyName;
+use crate::policy::Policy;
+use crate::strict;
+
+/// The file. Paths in it are relative to its folder.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The tenants file.
+    pub tenants_file: PathBuf,
+    /// Where to listen.
+    pub listen: listener::Config,
+    /// Our own certificate; required with `listen.tcp`.
+    pub tls: Option<tls::Config>,
+    /// Who is who.
+    #[serde(default)]
+    pub identity: identity::Config,
+    /// Where data keys are wrapped.
+    #[serde(default)]
+    pub kms: kms::Config,
+    /// The data-key cache.
+    #[serde(default)]
+    pub cache: Cache,
+    /// Where audit records go.
+    #[serde(default)]
+    pub audit: audit::Config,
+    /// Bounds of the server.
+    #[serde(default)]
+    pub limits: Limits,
+    /// What it is read for: no part of the file, so that no file turns production into a
+    /// playground.
+    #[serde(skip, default = "production")]
+    pub purpose: Purpose,
+}
+
+fn production() -> Purpose {
+    Purpose::Production
+}
+
+/// The size of the data-key cache.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cache {
+    /// Most data keys in each direction, 1 to 10,000,000.
+    pub entries: u64,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self { entries: 100_000 }
+    }
+}
+
+/// What a reload replaces: identities, tenants and TLS material, fitting each other.
+pub struct State {
+    /// Identity rules and tenants.
+    pub policy: Policy,
+    /// Certificate, bundles and revocation lists; none without a TLS listener.
+    pub material: Option<Material>,
+}
+
+/// Why a configuration is not usable.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Identity rules and tenants contradict each other.
+    #[error("{path}: {source}: name that pair otherwise in [[identity.rule]]")]
+    Clash {
+        /// The configuration file.
+        path: PathBuf,
+        /// How.
+        source: directory::Clash,
+    },
+    /// Something that `keybroker dev` made, in production.
+    #[error(
+        "{path}: {what} is of `keybroker dev` and never serves in production: take one of your own"
+    )]
+    Dev {
+        /// The file that is, or names it.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// The tenants file.
+    #[error(transparent)]
+    Directory(#[from] directory::Error),
+    /// A section is missing.
+    #[error("{path}: {needs} needs a section [{section}]: add it, or take {needs} out")]
+    Missing {
+        /// The configuration file.
+        path: PathBuf,
+        /// What needs it.
+        needs: String,
+        /// Which.
+        section: &'static str,
+    },
+    /// A tenant's key names a local key that the keyring has not got.
+    #[error(
+        "the key {key} names local:{id}, which is not in the keyring: add it with `keybroker \
+         keyring add {id}` while no server holds the keyring"
+    )]
+    NoLocalKey {
+        /// The tenant's key.
+        key: KeyName,
+        /// The local key's id.
+        id: String,
+    },
+    /// Nobody could connect.
+    #[error("{path}: [listen] names neither tcp nor unix: name where to listen")]
+    NoListener {
+        /// The configuration file.
+        path: PathBuf,
+    },
+    /// A limit outside its bounds.
+    #[error("{path}: {source}: limits are refused, not clamped")]
+    Limit {
+        /// The configuration file.
+        path: PathBuf,
+        /// Which.
+        source: LimitError,
+    },
+    /// The identity rules.
+    #[error("{path}: {source}")]
+    Rules {
+        /// The configuration file.
+        path: PathBuf,
+        /// Which and why.
+        source: identity::rules::Error,
+    },
+    /// `keybroker dev` was given a key of AWS.
+    #[error(
+        "{path}: the key {key} is in AWS KMS: `keybroker dev` plays with keys of its own keyring \
+         alone, serve it with `keybroker serve`"
+    )]
+    RealKey {
+        /// The tenants file.
+        path: PathBuf,
+        /// Which key.
+        key: KeyName,
+    },
+    /// The file is not TOML of this shape.
+    #[error("{path}: {source}")]
+    Syntax {
+        /// The configuration file.
+        path: PathBuf,
+        /// Where and why.
+        source: strict::Error,
+    },
+    /// Certificates and keys.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    /// The file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Unreadable {
+        /// The configuration file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl State {
+    /// Checks that every `local:` key that the tenants name is in `keyring`.
+    ///
+    /// # Errors
+    /// [`Error::NoLocalKey`] for the first that is not.
+    pub fn check_keyring(&self, keyring: &Keyring) -> Result<(), Error> {
+        let known: HashSet<String> = keyring
+            .keys()
+            .into_iter()
+            .map(|key| key.id.to_string())
+            .collect();
+        let directory = self.policy.directory();
+        for key in directory
+            .tenants()
+            .flat_map(|tenant| directory.keys(tenant.id()))
+        {
+            for kms in key.kms().iter() {
+                if let KeyRef::Local(id) = kms
+                    && !known.contains(id)
+                {
+                    return Err(Error::NoLocalKey {
+                        key: key.name().clone(),
+                        id: id.clone(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    /// Reads the file at `path`, for production, and checks what can be checked without other
+    /// files.
+    ///
+    /// # Errors
+    /// [`Error`], at the first thing that is wrong.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        Self::load_for(path, Purpose::Production)
+    }
+
+    /// As [`Config::load`], for `purpose`.
+    ///
+    /// # Errors
+    /// [`Error`], at the first thing that is wrong.
+    pub fn load_for(path: &Path, purpose: Purpose) -> Result<Self, Error> {
+        let owned = || path.to_owned();
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Unreadable {
+            path: owned(),
+            source,
+        })?;
+        let mut config: Self = strict::parse(&text).map_err(|source| Error::Syntax {
+            path: owned(),
+            source,
+        })?;
+        config.purpose = purpose;
+        config.anchor(path.parent().unwrap_or_else(|| Path::new("")));
+        config.limits.check().map_err(|source| Error::Limit {
+            path: owned(),
+            source,
+        })?;
+        config.cache.check().map_err(|source| Error::Limit {
+            path: owned(),
+            source,
+        })?;
+        if let Some(local) = &config.kms.local
+            && let Some(period) = local.rotation_period
+            && !(LEAST_ROTATION..=MOST_ROTATION).contains(&period)
+        {
+            return Err(Error::Limit {
+                path: owned(),
+                source: LimitError {
+                    name: "kms.local.rotation_period",
+                    value: format!("{period:#}"),
+                    least: "24h",
+                    most: "87600h",
+                },
+            });
+        }
+        match &config.listen {
+            listener::Config {
+                tcp: None,
+                unix: None,
+                ..
+            } => Err(Error::NoListener { path: owned() }),
+            listener::Config { tcp: Some(_), .. } if config.tls.is_none() => Err(Error::Missing {
+                path: owned(),
+                needs: "listen.tcp".into(),
+                section: "tls",
+            }),
+            _ => Ok(config),
+        }
+    }
+
+    /// Reads all that a reload replaces, as the successor of `previous`. `path` is this file's,
+    /// for errors.
+    ///
+    /// # Errors
+    /// [`Error`]: then nothing of it is usable, and what was in force stays so.
+    pub fn state(
+        &self,
+        path: &Path,
+        now: Timestamp,
+        previous: Option<&Policy>,
+    ) -> Result<State, Error> {
+        let rules = Rules::new(&self.identity).map_err(|source| Error::Rules {
+            path: path.to_owned(),
+            source,
+        })?;
+        let mut directory = Directory::load(&self.tenants_file)?;
+        self.check_kms(path, &directory)?;
+        match self.purpose {
+            Purpose::Dev => self.check_dev(&directory)?,
+            Purpose::Production => self.check_production(path)?,
+        }
+        if let Some(previous) = previous {
+            directory = directory.succeed(previous.directory());
+        }
+        let material = match (&self.listen.tcp, &self.tls) {
+            (Some(_), Some(tls)) => Some(Material::load(tls, &rules, now)?),
+            _ => None,
+        };
+        let policy =
+            Policy::new(Arc::new(directory), Arc::new(rules)).map_err(|source| Error::Clash {
+                path: path.to_owned(),
+                source,
+            })?;
+        Ok(State { policy, material })
+    }
+
+    /// Whether `next` asks for a change that only a restart can make: which section.
+    pub fn needs_restart(&self, next: &Self) -> Option<&'static str> {
+        if self.listen != next.listen {
+            return Some("listen");
+        }
+        if self.kms != next.kms {
+            return Some("kms");
+        }
+        if self.cache != next.cache {
+            return Some("cache");
+        }
+        if self.audit != next.audit {
+            return Some("audit");
+        }
+        (self.limits != next.limits).then_some("limits")
+    }
+
+    /// The files that a reload reads, this one aside.
+    pub fn files(&self) -> Vec<&Path> {
+        let mut files = vec![self.tenants_file.as_path()];
+        if let Some(tls) = &self.tls {
+            files.extend([tls.certificate.as_path(), tls.private_key.as_path()]);
+        }
+        for bundle in &self.identity.bundle {
+            files.push(&bundle.file);
+            files.extend(bundle.crl.as_deref());
+        }
+        files.extend(
+            self.identity
+                .rule
+                .iter()
+                .filter_map(|rule| rule.bundle.as_deref()),
+        );
+        files
+    }
+
+    fn check_kms(&self, path: &Path, directory: &Directory) -> Result<(), Error> {
+        if self.kms.local.is_some() {
+            return Ok(());
+        }
+        for tenant in directory.tenants() {
+            for key in directory.keys(tenant.id()) {
+                if key.kms().iter().any(|kms| matches!(kms, KeyRef::Local(_))) {
+                    return Err(Error::Missing {
+                        path: path.to_owned(),
+                        needs: format!("the key {}", key.name()),
+                        section: "kms.local",
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A playground that reached real keys would be none.
+    fn check_dev(&self, directory: &Directory) -> Result<(), Error> {
+        for tenant in directory.tenants() {
+            for key in directory.keys(tenant.id()) {
+                if key.kms().iter().any(|kms| matches!(kms, KeyRef::Aws(_))) {
+                    return Err(Error::RealKey {
+                        path: self.tenants_file.clone(),
+                        key: key.name().clone(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The private keys of `keybroker dev` have lain in a folder for trying things out: whoever
+    /// they vouch for may be anybody.
+    fn check_production(&self, path: &Path) -> Result<(), Error> {
+        let dev = |path: &Path, what| Error::Dev {
+            path: path.to_owned(),
+            what,
+        };
+        for bundle in &self.identity.bundle {
+            if bundle.trust_domain.as_str() == DEV_TRUST_DOMAIN {
+                return Err(dev(path, "the trust domain dev.keybroker.test"));
+            }
+        }
+        // Certificates are read for TLS alone.
+        let (Some(_), Some(tls)) = (&self.listen.tcp, &self.tls) else {
+            return Ok(());
+        };
+        let bundles = self.identity.bundle.iter().map(|bundle| &bundle.file);
+        let dns_bundles = self
+            .identity
+            .rule
+            .iter()
+            .filter_map(|rule| rule.bundle.as_ref());
+        for file in bundles.chain(dns_bundles) {
+            if tls::is_for_dev(file)? {
+                return Err(dev(file, "this bundle"));
+            }
+        }
+        if tls::is_for_dev(&tls.certificate)? {
+            return Err(dev(&tls.certificate, "this certificate"));
+        }
+        Ok(())
+    }
+
+    /// Makes relative paths relative to `folder`.
+    fn anchor(&mut self, folder: &Path) {
+        let anchor = |path: &mut PathBuf| *path = folder.join(&*path);
+        anchor(&mut self.tenants_file);
+        if let Some(tls) = &mut self.tls {
+            anchor(&mut tls.certificate);
+            anchor(&mut tls.private_key);
+        }
+        for bundle in &mut self.identity.bundle {
+            anchor(&mut bundle.file);
+            bundle.crl.as_mut().map(anchor);
+        }
+        for rule in &mut self.identity.rule {
+            rule.bundle.as_mut().map(anchor);
+        }
+        if let Some(unix) = &mut self.listen.unix {
+            anchor(&mut unix.path);
+        }
+        self.audit.file.as_mut().map(anchor);
+        self.kms.anchor(folder);
+    }
+}
+
+impl Cache {
+    fn check(&self) -> Result<(), LimitError> {
+        match self.entries {
+            1..=10_000_000 => Ok(()),
+            entries => Err(LimitError {
+                name: "cache.entries",
+                value: entries.to_string(),
+                least: "1",
+                most: "10000000",
+            }),
+        }
+    }
+}
+
+/// A key has few versions, and each rotation is for ever: a day apart at least.
+const LEAST_ROTATION: SignedDuration = SignedDuration::from_hours(24);
+const MOST_ROTATION: SignedDuration = SignedDuration::from_hours(87_600);
