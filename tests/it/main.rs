@@ -8,3 +8,31 @@
     missing_docs,
     unreachable_pub
 )]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+#[allow(dead_code, reason = "each subject uses its part of it")]
+mod harness;
+
+mod aws;
+mod bodies;
+mod checksums;
+mod ciphertexts;
+mod cli;
+mod contexts;
+mod deadlines;
+mod embedded;
+mod errors;
+mod examples;
+mod isolation;
+mod keyring;
+mod kms_contract;
+mod python;
+mod records;
+mod reuse;
+mod round_trips;
+mod secrecy;
+mod transport;
+mod upstream;
+mod vectors;

@@ -1,0 +1,9 @@
+//! The command as people run it: a process, its exit code, its sentences and its files.
+
+mod bad_input;
+mod dev;
+mod keyring;
+mod reloading;
+mod serving;
+mod site;
+mod usage;

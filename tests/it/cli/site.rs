@@ -1,0 +1,287 @@
+//! A folder with all that a production broker is configured by, and processes that run there.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::BufRead;
+use std::io::BufReader;
+use std::io::Read;
+use std::io::Write;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Child;
+use std::process::Command;
+use std::process::Output;
+use std::process::Stdio;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use rcgen::BasicConstraints;
+use rcgen::CertificateParams;
+use rcgen::CertifiedIssuer;
+use rcgen::IsCa;
+use rcgen::KeyPair;
+use rcgen::KeyUsagePurpose;
+use tempfile::TempDir;
+
+pub(super) struct Site {
+    folder: TempDir,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Site {
+    /// Files that are good, without a keyring.
+    pub(super) fn without_keyring() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let site = Self { folder, issuer };
+        site.write("ca.pem", &site.issuer.pem());
+        site.certify("server", 2099);
+        site.write("tenants.toml", TENANTS);
+        site.write("keybroker.toml", CONFIG);
+        site
+    }
+
+    /// Files that are good, with a keyring that holds the key `orders`.
+    pub(super) fn new() -> Self {
+        let site = Self::without_keyring();
+        site.good(&["keyring", "init"]);
+        site.good(&["keyring", "add", "orders"]);
+        site
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub(super) fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    /// Replaces `old`, which must be there, in a file.
+    pub(super) fn edit(&self, name: &str, old: &str, new: &str) {
+        let text = fs::read_to_string(self.path(name)).unwrap();
+        assert!(text.contains(old), "{old} in {text}");
+        self.write(name, &text.replacen(old, new, 1));
+    }
+
+    /// A new server certificate and key, good until the end of the year before `until`.
+    pub(super) fn certify(&self, name: &str, until: i32) {
+        let mut params = CertificateParams::new(vec!["localhost".into()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(until, 1, 1);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        self.write(&format!("{name}.pem"), &certificate.pem());
+        self.write(&format!("{name}.key"), &key.serialize_pem());
+    }
+
+    /// Every file with its content.
+    pub(super) fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        fs::read_dir(self.folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.symlink_metadata().unwrap().is_file())
+            .map(|path| (path.clone(), fs::read(path).unwrap_or_default()))
+            .collect()
+    }
+
+    pub(super) fn command(&self, args: &[&str]) -> Command {
+        let mut command = command(args);
+        command.env("KEYBROKER_CONFIG", self.path("keybroker.toml"));
+        command
+    }
+
+    /// Runs to the end, successfully; what it said.
+    pub(super) fn good(&self, args: &[&str]) -> String {
+        good(self.command(args), b"")
+    }
+}
+
+/// The command, in an environment of its own.
+pub(super) fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_keybroker"));
+    command
+        .args(args)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command
+}
+
+/// Runs `command` to its end with `input`.
+pub(super) fn run(mut command: Command, input: &[u8]) -> Output {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_vec();
+    let writer = thread::spawn(move || {
+        // Some end without reading it.
+        let _ = stdin.write_all(&input);
+    });
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!errors.contains("panicked"), "{errors}");
+    output
+}
+
+/// Runs to the end, successfully; standard output as text.
+pub(super) fn good(command: Command, input: &[u8]) -> String {
+    String::from_utf8(good_bytes(command, input)).unwrap()
+}
+
+/// Runs to the end, successfully; standard output.
+pub(super) fn good_bytes(command: Command, input: &[u8]) -> Vec<u8> {
+    let shown = format!("{command:?}");
+    let output = run(command, input);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{shown}: {errors}");
+    output.stdout
+}
+
+/// Runs to the end, which is a failure with `code`; its sentence.
+pub(super) fn bad(command: Command, input: &[u8], code: i32) -> String {
+    let shown = format!("{command:?}");
+    let output = run(command, input);
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{shown}: {errors}");
+    errors
+}
+
+/// A process that runs until it is stopped, or to the end of the test.
+pub(super) struct Running {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Running {
+    /// Starts `command`, whose standard error is read.
+    pub(super) fn logging(mut command: Command) -> Self {
+        let mut child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = lines(child.stderr.take().unwrap());
+        Self { child, lines }
+    }
+
+    /// Starts `command`, whose standard output is read.
+    pub(super) fn printing(mut command: Command) -> Self {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let lines = lines(child.stdout.take().unwrap());
+        Self { child, lines }
+    }
+
+    /// What follows `mark` in the next line that has it.
+    pub(super) fn await_line(&self, mark: &str) -> String {
+        let mut seen = Vec::new();
+        loop {
+            match self.lines.recv_timeout(PATIENCE) {
+                Ok(line) => match line.split_once(mark) {
+                    Some((_, rest)) => return rest.to_owned(),
+                    None => seen.push(line),
+                },
+                Err(error) => panic!("no {mark:?}, {error}: {seen:#?}"),
+            }
+        }
+    }
+
+    /// Asks it to stop, and waits until it has; its exit code.
+    pub(super) fn stop(mut self) -> Option<i32> {
+        self.signal("TERM");
+        self.child.wait().unwrap().code()
+    }
+
+    /// Ends it as a crash does.
+    pub(super) fn crash(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Sends it a signal.
+    pub(super) fn signal(&self, name: &str) {
+        let kill = format!("kill -{name} {}", self.child.id());
+        let sent = Command::new("sh").args(["-c", &kill]).status().unwrap();
+        assert!(sent.success());
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn lines(stream: impl Read + Send + 'static) -> mpsc::Receiver<String> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(stream).lines().map_while(Result::ok) {
+            // Reads on when nobody listens, so that the process never waits.
+            let _ = sender.send(line);
+        }
+    });
+    receiver
+}
+
+/// Whether anything is there, a dangling link too.
+pub(super) fn exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+/// For a line that comes at all.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const TENANTS: &str = r#"[[tenant]]
+id = "acme"
+context = { plan = "gold" }
+
+[[tenant.key]]
+id = "orders"
+kms = "local:orders"
+users = ["spiffe://prod.example/tenant/acme/sa/shop"]
+"#;
+
+const CONFIG: &str = r#"tenants_file = "tenants.toml"
+
+[listen]
+tcp = "127.0.0.1:0"
+
+[listen.unix]
+path = "broker.sock"
+
+[tls]
+certificate = "server.pem"
+private_key = "server.key"
+
+[[identity.bundle]]
+trust_domain = "prod.example"
+file = "ca.pem"
+
+[[identity.rule]]
+match = "spiffe://prod.example/tenant/{tenant}/sa/{service}"
+tenant = "{tenant}"
+context = { service = "{service}" }
+
+[kms.local]
+keyring = "keyring"
+sealing_key = "sealing.key"
+
+[audit]
+file = "audit.jsonl"
+
+[limits]
+drain_pause = "0s"
+"#;

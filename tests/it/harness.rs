@@ -1,0 +1,438 @@
+//! A whole broker for a test: the real server in this process, on a free port of 127.0.0.1, with
+//! certificates made for it, and real clients over mutual TLS.
+//!
+//! ```ignore
+//! let broker = Broker::start().with(|setup| setup.limits.in_flight = 1).await;
+//! let mut web = broker.caller(WEB).await;                  // a certificate and a client
+//! let mut api = broker.client(&broker.authority.client(API)).await; // the same in two steps
+//! let sealed = web.encrypt(pb::EncryptRequest { .. }).await;
+//! assert_eq!(broker.kms.calls(), 1);
+//! assert_eq!(broker.records()[0]["errorCode"], json!(null)); // there when the answer is
+//! ```
+//!
+//! - [`Setup`] is everything that can be set before the start; the defaults are [`TENANTS`] and
+//!   [`RULES`], the trust domain `prod.example`, the [`FakeKms`], the machine's clock.
+//! - [`Broker::kms`] fails, panics or holds its calls on demand, and counts them. [`Broker::trail`]
+//!   is the audit sink, which fails or holds on demand as well. Neither needs a sleep:
+//!   `kms.reached(n)` and `trail.reached(n)` wait for what is under test.
+//! - [`rpcs`] calls every RPC by its name and makes plain requests; [`Refusal`] is a status as its
+//!   client reads it; [`Wire::send`] sends any path, headers and body.
+//! - [`Broker::connect`] gives a bare HTTP/2 connection, which can be cut, [`Broker::tls`] a bare TLS
+//!   stream, [`Broker::address`] the port.
+//! - [`Broker::reload_policy`] and [`Broker::reload_tls`] change the running server;
+//!   [`Broker::write`] replaces a file that TLS is loaded from.
+//! - It ends when dropped; [`Broker::stop`] ends it in order and waits for that.
+
+mod authority;
+mod kms;
+mod refusal;
+pub mod rpcs;
+mod trail;
+mod wire;
+
+use std::fs;
+use std::future::Future;
+use std::future::IntoFuture;
+use std::io;
+use std::net::Ipv4Addr;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use keybroker::audit::Audit;
+use keybroker::audit::Sink;
+use keybroker::clock;
+use keybroker::clock::Clock;
+use keybroker::datakeys::DataKeys;
+use keybroker::directory::Directory;
+use keybroker::grpc::Handle;
+use keybroker::grpc::Limits;
+use keybroker::grpc::Parts;
+use keybroker::grpc::Server;
+use keybroker::grpc::listener;
+use keybroker::grpc::pb::key_broker_service_client::KeyBrokerServiceClient;
+use keybroker::grpc::tls;
+use keybroker::grpc::tls::Material;
+use keybroker::identity;
+use keybroker::identity::Rules;
+use keybroker::kms::Kms;
+use keybroker::policy::Policy;
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio_rustls::client::TlsStream;
+
+pub use authority::Authority;
+pub use authority::Identity;
+pub use kms::FakeKms;
+pub use refusal::Refusal;
+pub use refusal::reason;
+pub use trail::Trail;
+pub use wire::Connection;
+pub use wire::Wire;
+pub use wire::framed;
+
+/// A client of the broker, on one connection that is never made anew.
+pub type Client = KeyBrokerServiceClient<Wire>;
+
+/// `users` of acme's keys.
+pub const WEB: &str = "spiffe://prod.example/tenant/acme/sa/web";
+/// Of acme, in no list of any key but its `locked` (administrators).
+pub const ADMIN: &str = "spiffe://prod.example/tenant/acme/sa/admin";
+/// `users` of globex's keys, and `external_users` of acme's `shared`.
+pub const GLOBEX: &str = "spiffe://prod.example/tenant/globex/sa/web";
+/// Of a tenant without any keys.
+pub const STRANGER: &str = "spiffe://prod.example/tenant/initech/sa/web";
+
+/// Tenants `acme` (with a fixed pair) and `globex`.
+pub const TENANTS: &str = r#"
+[[tenant]]
+id = "acme"
+context = { stage = "test" }
+
+[[tenant.key]]
+id = "orders"
+kms = "local:acme-orders"
+users = ["spiffe://prod.example/tenant/acme/sa/web", "spiffe://prod.example/tenant/acme/app/*"]
+encrypt_only = ["spiffe://prod.example/tenant/acme/sa/writer"]
+decrypt_only = ["spiffe://prod.example/tenant/acme/sa/reader"]
+
+[[tenant.key]]
+id = "invoices"
+kms = "local:acme-invoices"
+users = ["spiffe://prod.example/tenant/acme/sa/web"]
+
+[[tenant.key]]
+id = "shared"
+kms = "local:acme-shared"
+users = ["spiffe://prod.example/tenant/acme/sa/web"]
+external_users = ["spiffe://prod.example/tenant/globex/sa/web"]
+
+[[tenant.key]]
+id = "locked"
+kms = "local:acme-locked"
+administrators = ["spiffe://prod.example/tenant/acme/sa/admin"]
+
+[[tenant.key]]
+id = "own"
+kms = "local:acme-own"
+owner = "tenant"
+users = ["spiffe://prod.example/tenant/acme/sa/web"]
+
+[[tenant]]
+id = "globex"
+
+[[tenant.key]]
+id = "orders"
+kms = "local:globex-orders"
+users = ["spiffe://prod.example/tenant/globex/sa/web"]
+"#;
+
+/// `sa` identities bring nothing along; `app` identities bring the pair `app`.
+pub const RULES: &str = r#"
+[[rule]]
+match = "spiffe://prod.example/tenant/{tenant}/sa/{service}"
+tenant = "{tenant}"
+
+[[rule]]
+match = "spiffe://prod.example/tenant/{tenant}/app/{app}"
+tenant = "{tenant}"
+context = { app = "{app}" }
+"#;
+
+/// A running broker.
+pub struct Broker {
+    /// Vouches for clients of `prod.example`.
+    pub authority: Authority,
+    /// Vouches for the server.
+    pub server_authority: Authority,
+    /// The KMS, unless the setup named another.
+    pub kms: Arc<FakeKms>,
+    /// Where the records go.
+    pub trail: Trail,
+    broker: Arc<keybroker::broker::Broker>,
+    clock: Arc<dyn Clock>,
+    identity: identity::Config,
+    tls: tls::Config,
+    address: SocketAddr,
+    health: Option<SocketAddr>,
+    handle: Handle,
+    folder: TempDir,
+    shutdown: Option<oneshot::Sender<()>>,
+    running: JoinHandle<()>,
+}
+
+/// What a broker starts with.
+pub struct Setup {
+    /// Vouches for clients of `prod.example`; replaced, or a certificate taken from it, by tests
+    /// that need one before the start.
+    pub authority: Authority,
+    /// The tenants file.
+    pub tenants: String,
+    /// `[[rule]]` tables; bundles of trust domains come from `trust`. A DNS rule's `bundle` is a
+    /// path: see `file`.
+    pub rules: String,
+    /// Sockets; `tcp` stays on port 0.
+    pub listen: listener::Config,
+    /// Bounds of the server; no drain pause.
+    pub limits: Limits,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Another KMS than the fake one.
+    pub kms: Option<Arc<dyn Kms>>,
+    /// Entries of the data-key cache in each direction.
+    pub data_keys: u64,
+    folder: TempDir,
+    bundles: Vec<identity::rules::BundleConfig>,
+}
+
+impl Setup {
+    fn new() -> Self {
+        Self {
+            authority: Authority::new("prod.example"),
+            tenants: TENANTS.to_owned(),
+            rules: RULES.to_owned(),
+            listen: listener::Config {
+                tcp: Some((Ipv4Addr::LOCALHOST, 0).into()),
+                ..listener::Config::default()
+            },
+            limits: Limits {
+                drain_pause: SignedDuration::ZERO,
+                ..Limits::default()
+            },
+            clock: Arc::new(clock::System),
+            kms: None,
+            data_keys: 1000,
+            folder: tempfile::tempdir().unwrap(),
+            bundles: Vec::new(),
+        }
+    }
+
+    /// Trusts another domain's authority. `prod.example` is trusted as it is.
+    pub fn trust(&mut self, authority: &Authority) {
+        self.bundle(authority, None);
+    }
+
+    /// Trusts a domain's authority (`prod.example` too) with the revocation list `crl`, PEM. The
+    /// list is the file `<domain>.crl`.
+    pub fn trust_with_crl(&mut self, authority: &Authority, crl: &str) {
+        let crl = self.file(&format!("{}.crl", authority.domain()), crl);
+        self.bundle(authority, Some(crl));
+    }
+
+    /// Writes a file into the broker's folder.
+    pub fn file(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    fn bundle(&mut self, authority: &Authority, crl: Option<PathBuf>) {
+        let file = self.file(&format!("{}.pem", authority.domain()), &authority.pem());
+        self.bundles.push(identity::rules::BundleConfig {
+            trust_domain: authority.domain().parse().unwrap(),
+            file,
+            crl,
+        });
+    }
+}
+
+/// A broker about to start: `.await` starts it.
+pub struct Start(Setup);
+
+impl Start {
+    /// Changes what it starts with.
+    pub fn with<T>(mut self, change: impl FnOnce(&mut Setup) -> T) -> Self {
+        change(&mut self.0);
+        self
+    }
+}
+
+impl IntoFuture for Start {
+    type Output = Broker;
+    type IntoFuture = Pin<Box<dyn Future<Output = Broker> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(Broker::run(self.0))
+    }
+}
+
+impl Broker {
+    /// A broker with the defaults.
+    pub fn start() -> Start {
+        Start(Setup::new())
+    }
+
+    async fn run(mut setup: Setup) -> Self {
+        let domain = setup.authority.domain().to_owned();
+        if !setup
+            .bundles
+            .iter()
+            .any(|bundle| bundle.trust_domain.as_str() == domain)
+        {
+            let file = setup.file(&format!("{domain}.pem"), &setup.authority.pem());
+            setup.bundles.push(identity::rules::BundleConfig {
+                trust_domain: domain.parse().unwrap(),
+                file,
+                crl: None,
+            });
+        }
+        let mut identity: identity::Config = toml::from_str(&setup.rules).unwrap();
+        identity.bundle = setup.bundles.clone();
+        let rules = Rules::new(&identity).unwrap();
+
+        let server_authority = Authority::new("broker.example");
+        let own = server_authority.server("localhost");
+        let tls = tls::Config {
+            certificate: setup.file("server.pem", &own.chain_pem()),
+            private_key: setup.file("server.key", &own.key_pem()),
+        };
+        let material = Material::load(&tls, &rules, setup.clock.wall()).unwrap();
+
+        let directory = Directory::parse(&setup.tenants, Path::new("tenants.toml")).unwrap();
+        let policy = Policy::new(Arc::new(directory), Arc::new(rules)).unwrap();
+        let fake = Arc::new(FakeKms::new());
+        let kms = setup.kms.unwrap_or_else(|| fake.clone());
+        let data_keys = DataKeys::new(kms, Arc::clone(&setup.clock), setup.data_keys);
+        let broker = Arc::new(keybroker::broker::Broker::new(policy, data_keys));
+
+        let trail = Trail::default();
+        let parts = Parts {
+            broker: Arc::clone(&broker),
+            audit: Audit::new(Sink::to(trail.clone()), Arc::clone(&setup.clock)),
+            clock: Arc::clone(&setup.clock),
+        };
+        let server = Server::bind(parts, &setup.listen, setup.limits, Some(material))
+            .await
+            .unwrap();
+        let address = server.tcp_address().unwrap();
+        let health = server.health_address();
+        let handle = server.handle();
+        let (shutdown, asked) = oneshot::channel::<()>();
+        let running = tokio::spawn(server.run(async {
+            // Err: the broker was dropped, which asks as well.
+            let _ = asked.await;
+        }));
+        Self {
+            authority: setup.authority,
+            server_authority,
+            kms: fake,
+            trail,
+            broker,
+            clock: setup.clock,
+            identity,
+            tls,
+            address,
+            health,
+            handle,
+            folder: setup.folder,
+            shutdown: Some(shutdown),
+            running,
+        }
+    }
+
+    /// The address of the TLS listener.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The address of the health listener, if `setup.listen.health` was set.
+    pub fn health_address(&self) -> Option<SocketAddr> {
+        self.health
+    }
+
+    /// The folder that `setup.file` and [`Broker::write`] write to.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// A client with a certificate of `prod.example` for the SPIFFE id `id`.
+    pub async fn caller(&self, id: &str) -> Client {
+        self.client(&self.authority.client(id)).await
+    }
+
+    /// A client that shows `identity`.
+    pub async fn client(&self, identity: &Identity) -> Client {
+        self.connect(identity).await.unwrap().client()
+    }
+
+    /// An HTTP/2 connection that shows `identity`. A refusal of it is an error here or, since
+    /// TLS 1.3 clients are done before servers are, the connection's end.
+    pub async fn connect(&self, identity: &Identity) -> io::Result<Connection> {
+        Connection::new(self.tls(Some(identity)).await?).await
+    }
+
+    /// A TLS stream that shows `identity`, or no certificate.
+    pub async fn tls(&self, identity: Option<&Identity>) -> io::Result<TlsStream<TcpStream>> {
+        wire::tls(self.address, &self.server_authority, identity).await
+    }
+
+    /// All records so far. A call's own is there when its answer is.
+    pub fn records(&self) -> Vec<serde_json::Value> {
+        self.trail.records()
+    }
+
+    /// Calls of the fake KMS so far.
+    pub fn kms_calls(&self) -> usize {
+        self.kms.calls()
+    }
+
+    /// The operations' own state, for `data_keys().stats()`.
+    pub fn inner(&self) -> &keybroker::broker::Broker {
+        &self.broker
+    }
+
+    /// Puts another tenants file in force, as a reload does.
+    pub fn reload_policy(&self, tenants: &str) {
+        let current = self.broker.policy();
+        let directory = Directory::parse(tenants, Path::new("tenants.toml"))
+            .unwrap()
+            .succeed(current.directory());
+        let policy = Policy::new(Arc::new(directory), Arc::clone(current.rules())).unwrap();
+        self.broker.reload(policy);
+    }
+
+    /// Replaces a file that TLS is loaded from: `server.pem`, `server.key`, `<domain>.pem`,
+    /// `<domain>.crl`.
+    pub fn write(&self, name: &str, content: &str) {
+        fs::write(self.folder.path().join(name), content).unwrap();
+    }
+
+    /// Loads the TLS files anew and puts them in force; if they can't be used, says why and
+    /// leaves the server as it is.
+    pub fn reload_tls(&self) -> Result<(), tls::Error> {
+        let rules = Rules::new(&self.identity).unwrap();
+        let material = Material::load(&self.tls, &rules, self.clock.wall())?;
+        self.handle.reload(material);
+        Ok(())
+    }
+
+    /// Asks the server to stop. It drains; [`Broker::stop`] waits for it.
+    pub fn ask_to_stop(&mut self) {
+        self.shutdown.take();
+    }
+
+    /// Stops the server in order, and waits until it has.
+    pub async fn stop(mut self) {
+        self.ask_to_stop();
+        soon(&mut self.running).await.unwrap();
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.running.abort();
+    }
+}
+
+/// Waits for what must happen soon, and fails the test if it doesn't: a hang should have a name.
+pub async fn soon<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(30), future)
+        .await
+        .expect("it happens within 30 s")
+}

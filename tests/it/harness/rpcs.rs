@@ -1,0 +1,129 @@
+//! Every RPC by its name, with requests that are good but for what a test changes.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use keybroker::grpc::pb;
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
+use tonic::IntoRequest as _;
+use tonic::Request;
+use tonic::Status;
+
+use super::Client;
+
+/// The names of all RPCs, from the contract itself.
+pub fn names() -> Vec<String> {
+    let files = FileDescriptorSet::decode(pb::DESCRIPTORS).unwrap().file;
+    let services = files.iter().flat_map(|file| &file.service);
+    services
+        .flat_map(|service| &service.method)
+        .map(|method| method.name().to_owned())
+        .collect()
+}
+
+/// Calls `rpc` on the key `key`; those that open get `ciphertext`, those without a key ignore
+/// both. The request id is the same in all calls, so that answers compare whole.
+pub async fn call(
+    client: &mut Client,
+    rpc: &str,
+    key: &str,
+    ciphertext: &Bytes,
+) -> Result<(), Status> {
+    let name = key.to_owned();
+    let ciphertext = ciphertext.clone();
+    match rpc {
+        "Encrypt" => {
+            let request = encrypt(key, "x");
+            client.encrypt(identified(request)).await.map(drop)
+        }
+        "Decrypt" => {
+            let request = pb::DecryptRequest {
+                name,
+                ciphertext,
+                ..Default::default()
+            };
+            client.decrypt(identified(request)).await.map(drop)
+        }
+        "ReEncrypt" => {
+            let request = pb::ReEncryptRequest {
+                source_name: name.clone(),
+                destination_name: name,
+                ciphertext,
+                ..Default::default()
+            };
+            client.re_encrypt(identified(request)).await.map(drop)
+        }
+        "GenerateDataKey" => {
+            let request = pb::GenerateDataKeyRequest {
+                name,
+                ..Default::default()
+            };
+            let answer = client.generate_data_key(identified(request)).await;
+            answer.map(drop)
+        }
+        "GenerateDataKeyWithoutPlaintext" => {
+            let request = pb::GenerateDataKeyWithoutPlaintextRequest {
+                name,
+                ..Default::default()
+            };
+            let request = identified(request);
+            let answer = client.generate_data_key_without_plaintext(request).await;
+            answer.map(drop)
+        }
+        "GenerateRandom" => {
+            let request = pb::GenerateRandomRequest {
+                number_of_bytes: 16,
+            };
+            client.generate_random(identified(request)).await.map(drop)
+        }
+        "DescribeKey" => {
+            let request = pb::DescribeKeyRequest { name };
+            client.describe_key(identified(request)).await.map(drop)
+        }
+        "ListKeys" => {
+            let request = pb::ListKeysRequest::default();
+            client.list_keys(identified(request)).await.map(drop)
+        }
+        unlisted => panic!("no test knows the RPC {unlisted}: list it here"),
+    }
+}
+
+/// `message` as a request whose id is always the same.
+pub fn identified<T>(message: T) -> Request<T> {
+    let mut request = message.into_request();
+    let id = "one-id".parse().unwrap();
+    request.metadata_mut().insert("x-request-id", id);
+    request
+}
+
+/// Asks to encrypt.
+pub fn encrypt(key: &str, plaintext: impl Into<Bytes>) -> pb::EncryptRequest {
+    pb::EncryptRequest {
+        name: key.to_owned(),
+        plaintext: plaintext.into(),
+        ..Default::default()
+    }
+}
+
+/// Asks to decrypt under the key that the message names.
+pub fn decrypt(ciphertext: &Bytes) -> pb::DecryptRequest {
+    pb::DecryptRequest {
+        ciphertext: ciphertext.clone(),
+        ..Default::default()
+    }
+}
+
+/// Pairs of an encryption context.
+pub fn pairs<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, String> {
+    pairs
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
+}
+
+/// Encrypts `plaintext` without anything else, and returns the message.
+pub async fn seal(client: &mut Client, key: &str, plaintext: &'static str) -> Bytes {
+    let answer = client.encrypt(encrypt(key, plaintext)).await.unwrap();
+    answer.into_inner().ciphertext
+}

@@ -1,0 +1,240 @@
+//! What AWS KMS answers, as our callers see it: the whole broker over the real SDK and the fake.
+
+use std::sync::Arc;
+
+use aws_config::BehaviorVersion;
+use aws_config::SdkConfig;
+use keybroker::grpc::pb;
+use keybroker::kms::Arn;
+use keybroker::kms::aws::Aws;
+use tonic::Code;
+use tonic::Status;
+use tonic_types::StatusExt as _;
+
+use crate::harness::Broker;
+use crate::harness::WEB;
+use crate::support::fake_kms::BROKER;
+use crate::support::fake_kms::FakeKms;
+use crate::support::fake_kms::Fault;
+use crate::support::fake_kms::Operation;
+
+const REGION: &str = "eu-west-1";
+
+#[tokio::test]
+async fn a_message_under_an_aws_key_opens_without_asking_again() {
+    let fake = FakeKms::start().await;
+    let arn = fake.key(REGION);
+    let broker = broker(&fake, fake.aws(), &[&arn], "operator").await;
+    let mut web = broker.caller(WEB).await;
+    let sealed = web.encrypt(plaintext()).await.unwrap().into_inner();
+    assert_eq!(sealed.key_version, "tenants/acme/keys/orders/versions/1");
+    let opened = web.decrypt(ciphertext(&sealed)).await.unwrap().into_inner();
+    assert_eq!(opened.plaintext, "order 66");
+    assert!(opened.used_primary);
+    assert_eq!(fake.calls(Operation::GenerateDataKey), 1);
+    assert_eq!(fake.calls(Operation::Decrypt), 0);
+    let resource = &broker.records()[0]["resources"][0];
+    assert_eq!(resource["ARN"], arn.as_str());
+}
+
+#[tokio::test]
+async fn an_older_key_of_the_list_opens_and_says_that_reencryption_is_due() {
+    let fake = FakeKms::start().await;
+    let (old, new) = (fake.key(REGION), fake.key(REGION));
+    let before = broker(&fake, fake.aws(), &[&old], "operator").await;
+    let sealed = before
+        .caller(WEB)
+        .await
+        .encrypt(plaintext())
+        .await
+        .unwrap()
+        .into_inner();
+    let after = broker(&fake, fake.aws(), &[&old, &new], "operator").await;
+    let mut web = after.caller(WEB).await;
+    let opened = web.decrypt(ciphertext(&sealed)).await.unwrap().into_inner();
+    assert_eq!(opened.key_version, "tenants/acme/keys/orders/versions/1");
+    assert!(!opened.used_primary);
+    assert_eq!(fake.calls_of(&old, Operation::Decrypt), 1);
+    let renewed = web.encrypt(plaintext()).await.unwrap().into_inner();
+    assert_eq!(renewed.key_version, "tenants/acme/keys/orders/versions/2");
+}
+
+#[tokio::test]
+async fn a_kms_key_that_the_directory_does_not_name_is_never_called() {
+    let fake = FakeKms::start().await;
+    let (ours, foreign) = (fake.key(REGION), fake.key(REGION));
+    let theirs = broker(&fake, fake.aws(), &[&foreign], "operator").await;
+    let sealed = theirs
+        .caller(WEB)
+        .await
+        .encrypt(plaintext())
+        .await
+        .unwrap()
+        .into_inner();
+    let calls = fake.log().len();
+    let broker = broker(&fake, fake.aws(), &[&ours], "operator").await;
+    let status = broker
+        .caller(WEB)
+        .await
+        .decrypt(ciphertext(&sealed))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        answer(&status),
+        (Code::InvalidArgument, "CIPHERTEXT_INVALID".into())
+    );
+    assert_eq!(fake.log().len(), calls);
+}
+
+#[tokio::test]
+async fn the_state_of_the_kms_key_is_told() {
+    let fake = FakeKms::start().await;
+    let (disabled, deleted) = (fake.key(REGION), fake.key(REGION));
+    fake.disable(&disabled);
+    fake.schedule_deletion(&deleted);
+    let absent: Arn = format!("arn:aws:kms:{REGION}:111122223333:key/absent")
+        .parse()
+        .unwrap();
+    let elsewhere: Arn = fake
+        .key(REGION)
+        .as_str()
+        .replace(REGION, "us-east-1")
+        .parse()
+        .unwrap();
+    let denied = fake.key(REGION);
+    fake.deny(BROKER, Operation::GenerateDataKey, &denied);
+    for (arn, owner, code, reason) in [
+        (
+            &disabled,
+            "operator",
+            Code::FailedPrecondition,
+            "KEY_DISABLED",
+        ),
+        (
+            &deleted,
+            "operator",
+            Code::FailedPrecondition,
+            "KEY_PENDING_DELETION",
+        ),
+        (&absent, "operator", Code::Internal, "KMS_ACCESS_DENIED"),
+        (
+            &absent,
+            "tenant",
+            Code::FailedPrecondition,
+            "TENANT_KMS_CONFIG_INVALID",
+        ),
+        (&elsewhere, "operator", Code::Internal, "KMS_ACCESS_DENIED"),
+        (&denied, "operator", Code::Internal, "KMS_ACCESS_DENIED"),
+        (
+            &denied,
+            "tenant",
+            Code::FailedPrecondition,
+            "TENANT_KMS_DENIED",
+        ),
+    ] {
+        let broker = broker(&fake, fake.aws(), &[arn], owner).await;
+        let status = broker
+            .caller(WEB)
+            .await
+            .encrypt(plaintext())
+            .await
+            .unwrap_err();
+        assert_eq!(answer(&status), (code, reason.into()), "{arn} {owner}");
+        assert!(
+            !status.message().contains(arn.as_str()),
+            "the caller learns no ARN"
+        );
+        assert_eq!(broker.records()[0]["errorCode"], reason);
+    }
+}
+
+#[tokio::test]
+async fn an_outage_of_kms_can_be_retried() {
+    let fake = FakeKms::start().await;
+    let arn = fake.key(REGION);
+    fake.fail(
+        Operation::GenerateDataKey,
+        Fault::Code("KMSInternalException", 500),
+    );
+    let broker = broker(&fake, fake.aws(), &[&arn], "operator").await;
+    let mut web = broker.caller(WEB).await;
+    let status = web.encrypt(plaintext()).await.unwrap_err();
+    assert_eq!(
+        answer(&status),
+        (Code::Unavailable, "KMS_UNAVAILABLE".into())
+    );
+    assert!(status.get_details_retry_info().is_some());
+    fake.heal();
+    fake.fail(
+        Operation::GenerateDataKey,
+        Fault::Code("ThrottlingException", 400),
+    );
+    let status = web.encrypt(plaintext()).await.unwrap_err();
+    assert_eq!(answer(&status), (Code::Unavailable, "KMS_THROTTLED".into()));
+    fake.heal();
+    web.encrypt(plaintext()).await.unwrap();
+}
+
+#[tokio::test]
+async fn without_credentials_kms_is_unavailable_and_the_record_says_why() {
+    let fake = FakeKms::start().await;
+    let arn = fake.key(REGION);
+    let nobody = SdkConfig::builder()
+        .behavior_version(BehaviorVersion::v2026_01_12())
+        .build();
+    let aws = Aws::new(&nobody, fake.config()).unwrap();
+    let broker = broker(&fake, aws, &[&arn], "operator").await;
+    let status = broker
+        .caller(WEB)
+        .await
+        .encrypt(plaintext())
+        .await
+        .unwrap_err();
+    assert_eq!(
+        answer(&status),
+        (Code::Unavailable, "KMS_UNAVAILABLE".into())
+    );
+    let cause = broker.records()[0]["errorMessage"].to_string();
+    assert!(cause.contains("credentials"), "{cause}");
+    assert_eq!(fake.log().len(), 0);
+}
+
+/// A broker whose key `keys/orders` of `acme` is wrapped by `arns`, oldest first.
+async fn broker(fake: &FakeKms, aws: Aws, arns: &[&Arn], owner: &str) -> Broker {
+    assert!(fake.endpoint().starts_with("http://127.0.0.1:"));
+    let list: Vec<String> = arns
+        .iter()
+        .map(|arn| format!("{:?}", arn.as_str()))
+        .collect();
+    let tenants = format!(
+        "[[tenant]]\nid = \"acme\"\n[[tenant.key]]\nid = \"orders\"\nkms = [{}]\n\
+         owner = \"{owner}\"\nusers = [\"{WEB}\"]\n",
+        list.join(", ")
+    );
+    Broker::start()
+        .with(|setup| {
+            setup.tenants = tenants;
+            setup.kms = Some(Arc::new(aws));
+        })
+        .await
+}
+
+fn plaintext() -> pb::EncryptRequest {
+    pb::EncryptRequest {
+        name: "keys/orders".into(),
+        plaintext: "order 66".into(),
+        ..Default::default()
+    }
+}
+
+fn ciphertext(sealed: &pb::EncryptResponse) -> pb::DecryptRequest {
+    pb::DecryptRequest {
+        ciphertext: sealed.ciphertext.clone(),
+        ..Default::default()
+    }
+}
+
+fn answer(status: &Status) -> (Code, String) {
+    let info = status.get_details_error_info().unwrap();
+    (status.code(), info.reason)
+}

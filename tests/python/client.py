@@ -1,0 +1,91 @@
+"""A client on gRPC's C core: encrypts and decrypts through a broker.
+
+Usage: client.py PROTO_FOLDER TARGET AUTHORITY [CA CERTIFICATE KEY]
+
+TARGET is a gRPC target. AUTHORITY becomes the channel's `grpc.default_authority`, or, with
+certificates, the server's name; empty, it is left out. Its own client code is generated from the
+contract in PROTO_FOLDER, into a temporary folder.
+"""
+
+import pathlib
+import sys
+import tempfile
+
+import grpc
+import grpc_tools
+from grpc_tools import protoc
+
+CONTRACT = "keybroker/v1/key_broker.proto"
+CONTEXT = {"purpose": "test"}
+
+
+def generate(protos: str, out: str):
+    """Generates the contract's code into `out`, and imports it."""
+    needed = [CONTRACT, "google/api/field_behavior.proto"]
+    builtin = pathlib.Path(grpc_tools.__file__).parent / "_proto"
+    arguments = ["protoc", f"-I{protos}", f"-I{builtin}"]
+    outputs = [f"--python_out={out}", f"--grpc_python_out={out}"]
+    if protoc.main(arguments + outputs + needed) != 0:
+        sys.exit("the contract does not compile")
+    sys.path.insert(0, out)
+    from keybroker.v1 import key_broker_pb2 as messages
+    from keybroker.v1 import key_broker_pb2_grpc as services
+
+    return messages, services
+
+
+def channel(target: str, authority: str, files: list[str]) -> grpc.Channel:
+    if not files:
+        options = [("grpc.default_authority", authority)] if authority else []
+        return grpc.insecure_channel(target, options)
+    ca, certificate, key = (pathlib.Path(file).read_bytes() for file in files)
+    credentials = grpc.ssl_channel_credentials(ca, key, certificate)
+    options = [("grpc.ssl_target_name_override", authority)] if authority else []
+    return grpc.secure_channel(target, credentials, options)
+
+
+def round_trip(messages, broker) -> None:
+    plaintext = bytes(range(256)) * 4
+    sealed = broker.Encrypt(
+        messages.EncryptRequest(
+            name="keys/orders",
+            plaintext=plaintext,
+            encryption_context=CONTEXT,
+            associated_data=b"record 42",
+        ),
+        timeout=10,
+    )
+    assert sealed.name == "tenants/acme/keys/orders", sealed.name
+    assert plaintext not in sealed.ciphertext
+
+    request = messages.DecryptRequest(
+        ciphertext=sealed.ciphertext,
+        encryption_context=CONTEXT,
+        associated_data=b"record 42",
+        ciphertext_crc32c=sealed.ciphertext_crc32c,
+    )
+    opened = broker.Decrypt(request, timeout=10)
+    assert opened.plaintext == plaintext
+    assert opened.verified_ciphertext_crc32c
+
+    request.associated_data = b"record 43"
+    try:
+        broker.Decrypt(request, timeout=10)
+    except grpc.RpcError as error:
+        details = dict(error.trailing_metadata())["grpc-status-details-bin"]
+        assert error.code() == grpc.StatusCode.INVALID_ARGUMENT, error
+        assert b"CIPHERTEXT_INVALID" in details, details
+    else:
+        sys.exit("a message opened with other associated data")
+
+
+def main() -> None:
+    protos, target, authority, *files = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as out:
+        messages, services = generate(protos, out)
+        with channel(target, authority, files) as connected:
+            round_trip(messages, services.KeyBrokerServiceStub(connected))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,8 @@
+//! What tests run against: servers of our own making and of others', each on a free loopback port.
+#![allow(dead_code, reason = "tests and benches each use a part")]
+
+pub mod fake_kms;
+pub mod figures;
+pub mod moto;
+pub mod scale;
+pub mod unprivileged;
