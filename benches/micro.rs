@@ -1,2 +1,178 @@
-//! Not yet.
-fn main() {}
+//! What the message format costs by itself, what a cache hit adds, and what the broker makes of
+//! both: one core, no network.
+#![allow(missing_docs, clippy::unwrap_used, unreachable_pub)]
+
+#[path = "load/stage.rs"]
+mod stage;
+
+use std::fs;
+use std::hint::black_box;
+use std::io;
+use std::sync::Arc;
+
+use criterion::BenchmarkId;
+use criterion::Criterion;
+use criterion::Throughput;
+use criterion::criterion_group;
+use criterion::criterion_main;
+use futures_util::FutureExt as _;
+use keybroker::audit::Audit;
+use keybroker::audit::Sink;
+use keybroker::broker::Binding;
+use keybroker::broker::Broker;
+use keybroker::clock::Clock as _;
+use keybroker::clock::System;
+use keybroker::config::Config;
+use keybroker::crypto::Secret;
+use keybroker::datakeys::DataKeys;
+use keybroker::identity::Leaf;
+use keybroker::identity::Peer;
+use keybroker::message::EncryptedDataKey;
+use keybroker::message::EncryptionContext;
+use keybroker::message::Envelope;
+use keybroker::message::Message;
+use keybroker::name::KeyName;
+use keybroker::policy::Action;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use stage::Stage;
+
+const SIZES: [usize; 4] = [64, 1 << 10, 16 << 10, 1 << 20];
+
+fn seal(criterion: &mut Criterion) {
+    let (data_key, envelope) = material();
+    let mut group = criterion.benchmark_group("seal");
+    for size in SIZES {
+        let plaintext = vec![0x5a; size];
+        group.throughput(Throughput::Bytes(size.try_into().unwrap()));
+        group.bench_function(BenchmarkId::from_parameter(size), |bencher| {
+            bencher.iter(|| {
+                keybroker::message::seal(&data_key, &envelope, b"", black_box(&plaintext))
+            });
+        });
+    }
+    group.finish();
+}
+
+/// Reading the header counts: every message of a caller arrives as bytes.
+fn open(criterion: &mut Criterion) {
+    let (data_key, envelope) = material();
+    let mut group = criterion.benchmark_group("open");
+    for size in SIZES {
+        let plaintext = vec![0x5a; size];
+        let message = keybroker::message::seal(&data_key, &envelope, b"", &plaintext).unwrap();
+        group.throughput(Throughput::Bytes(size.try_into().unwrap()));
+        group.bench_function(BenchmarkId::from_parameter(size), |bencher| {
+            bencher.iter(|| {
+                let message = Message::parse(black_box(&message)).unwrap();
+                message.open(&data_key, b"").unwrap()
+            });
+        });
+    }
+    group.finish();
+}
+
+/// A data key as AWS KMS wraps it, and a context as tenants have it.
+fn material() -> (Secret<32>, Envelope) {
+    let pairs = [
+        ("keybroker:key", "orders"),
+        ("keybroker:tenant", "acme"),
+        ("env", "prod"),
+        ("service", "checkout"),
+    ];
+    let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let wrapped = EncryptedDataKey {
+        provider_id: "aws-kms".to_owned(),
+        provider_info:
+            "arn:aws:kms:us-west-2:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab".to_owned(),
+        ciphertext: vec![7; 184],
+    };
+    let context = EncryptionContext::new(pairs).unwrap();
+    let envelope = Envelope::new(&context, &[wrapped]).unwrap();
+    (Secret::filled(|cell| cell.fill(1)), envelope)
+}
+
+/// From a caller who is known to a data key that may be used: the permit, then the cache.
+fn cache_hit(criterion: &mut Criterion) {
+    let stage = Stage::set();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _entered = runtime.enter();
+    let (broker, peer) = broker(&stage);
+    let policy = broker.policy();
+    let caller = policy.rules().map(&peer).unwrap();
+    let name = KeyName::parse("keys/orders", caller.tenant()).unwrap();
+    let own = [("table".to_owned(), "orders".to_owned())];
+    let sealing = || {
+        let permit = policy.authorize_seal(&caller, Action::Encrypt, &name, &own);
+        permit.unwrap()
+    };
+    let permit = sealing();
+    let reserved = runtime.block_on(broker.data_keys().sealing(&permit, 1));
+    let message = reserved.unwrap().seal(b"", b"x").unwrap();
+    let message = Message::parse(&message).unwrap();
+
+    let mut group = criterion.benchmark_group("cache hit");
+    group.bench_function("permit to seal", |bencher| bencher.iter(sealing));
+    group.bench_function("seal", |bencher| {
+        bencher.iter(|| {
+            let hit = broker.data_keys().sealing(&permit, 1).now_or_never();
+            black_box(hit.unwrap().unwrap());
+        });
+    });
+    let opening = || {
+        let context = message.context();
+        let permit = policy.authorize_open(&caller, Action::Decrypt, None, context, &own);
+        permit.unwrap()
+    };
+    let permit = opening();
+    group.bench_function("permit to open", |bencher| bencher.iter(opening));
+    group.bench_function("open", |bencher| {
+        bencher.iter(|| {
+            let hit = broker.data_keys().opening(&permit, &message).now_or_never();
+            black_box(hit.unwrap().unwrap());
+        });
+    });
+    group.finish();
+}
+
+/// A whole call without gRPC and without its audit record's line.
+fn encrypt(criterion: &mut Criterion) {
+    let stage = Stage::set();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _entered = runtime.enter();
+    let (broker, peer) = broker(&stage);
+    let entry = Audit::new(Sink::to(io::sink()), Arc::new(System)).begin();
+    let plaintext = [0x5a; 1024];
+    let run = || async {
+        let call = broker.call(&peer, entry.notes()).unwrap();
+        let to = Binding {
+            name: "keys/orders".into(),
+            context: vec![("table".into(), "orders".into())],
+            associated_data: Default::default(),
+        };
+        call.encrypt(to, black_box(&plaintext)).await.unwrap()
+    };
+    runtime.block_on(run());
+    criterion.bench_function("broker encrypt/1024", |bencher| {
+        bencher.iter(|| run().now_or_never().unwrap());
+    });
+}
+
+/// A broker on `stage`'s keyring, and the stage's one client.
+fn broker(stage: &Stage) -> (Broker, Peer) {
+    // The usual limits would have the benchmark wait for the KMS now and then.
+    let tenants = stage.folder().join("tenants.toml");
+    let unlimited = fs::read_to_string(&tenants).unwrap() + "cache.max_messages = 4_294_967_296\n";
+    fs::write(tenants, unlimited).unwrap();
+    let path = stage.config();
+    let config = Config::load(&path).unwrap();
+    let state = config.state(&path, System.wall(), None).unwrap();
+    let data_keys = DataKeys::new(Arc::new(stage.keyring()), Arc::new(System), 1000);
+    let certificate = stage.folder().join(stage::CLIENT.certificate);
+    let certificate = CertificateDer::from_pem_file(certificate).unwrap();
+    let peer = Peer::certified(Leaf::parse(&certificate).unwrap());
+    (Broker::new(state.policy, data_keys), peer)
+}
+
+criterion_group!(benches, seal, open, cache_hit, encrypt);
+criterion_main!(benches);
