@@ -90,6 +90,14 @@ pub struct State {
 /// Why a configuration is not usable.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// A setting of AWS KMS outside its bounds.
+    #[error("{path}: kms.aws.{source}: settings are refused, not clamped")]
+    Aws {
+        /// The configuration file.
+        path: PathBuf,
+        /// Which.
+        source: kms::aws::Misconfigured,
+    },
     /// Identity rules and tenants contradict each other.
     #[error("{path}: {source}: name that pair otherwise in [[identity.rule]]")]
     Clash {
@@ -111,6 +119,14 @@ pub enum Error {
     /// The tenants file.
     #[error(transparent)]
     Directory(#[from] directory::Error),
+    /// A socket's settings.
+    #[error("{path}: [listen]: {source}")]
+    Listen {
+        /// The configuration file.
+        path: PathBuf,
+        /// Which and why.
+        source: listener::Error,
+    },
     /// A section is missing.
     #[error("{path}: {needs} needs a section [{section}]: add it, or take {needs} out")]
     Missing {
@@ -248,6 +264,14 @@ impl Config {
             source,
         })?;
         config.cache.check().map_err(|source| Error::Limit {
+            path: owned(),
+            source,
+        })?;
+        config.kms.aws.check().map_err(|source| Error::Aws {
+            path: owned(),
+            source,
+        })?;
+        config.listen.check().map_err(|source| Error::Listen {
             path: owned(),
             source,
         })?;

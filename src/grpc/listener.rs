@@ -64,6 +64,19 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// Checks what can be checked without opening a socket.
+    ///
+    /// # Errors
+    /// [`Error::Mode`].
+    pub fn check(&self) -> Result<(), Error> {
+        match &self.unix {
+            Some(unix) => unix::mode(&unix.mode).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+}
+
 /// A Unix socket.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -85,6 +85,23 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// Checks every setting against its bounds.
+    ///
+    /// # Errors
+    /// [`Misconfigured`] for the first outside.
+    pub fn check(&self) -> Result<(), Misconfigured> {
+        timeouts(self)?;
+        match &self.endpoint {
+            Some(endpoint) if !is_confidential(endpoint) => Err(Misconfigured {
+                field: "endpoint",
+                why: "https://<host>, or http://<host> on the loopback of this machine",
+            }),
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
 /// A setting of [`Config`] is outside its bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {why}")]
@@ -129,15 +146,8 @@ impl Aws {
     /// # Errors
     /// [`Misconfigured`] for a setting out of bounds.
     pub fn new(sdk: &SdkConfig, config: Config) -> Result<Self, Misconfigured> {
+        config.check()?;
         let timeouts = timeouts(&config)?;
-        if let Some(endpoint) = &config.endpoint
-            && !is_confidential(endpoint)
-        {
-            return Err(Misconfigured {
-                field: "endpoint",
-                why: "https://<host>, or http://<host> on the loopback of this machine",
-            });
-        }
         // The SDK's defaults are pinned here because they change with its releases and with the
         // environment: by themselves, requests have no timeout and are sent three times.
         let mut plan = aws_sdk_kms::config::Builder::from(sdk)

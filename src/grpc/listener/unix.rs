@@ -85,7 +85,7 @@ fn clear(path: &Path) -> Result<(), Error> {
     }
 }
 
-fn mode(text: &str) -> Result<u32, Error> {
+pub(super) fn mode(text: &str) -> Result<u32, Error> {
     match u32::from_str_radix(text, 8) {
         Ok(mode) if mode <= 0o777 && mode & 0o007 == 0 => Ok(mode),
         Ok(_) | Err(_) => Err(Error::Mode {

@@ -141,6 +141,22 @@ fn limits_above_their_ceiling_are_refused_not_clamped() {
 }
 
 #[test]
+fn settings_of_kms_and_sockets_are_checked_too() {
+    refused(
+        "keybroker.toml",
+        "[kms.local]",
+        "[kms.aws]\nattempt_timeout = \"11s\"\n\n[kms.local]",
+        &["kms.aws.attempt_timeout", "at most 10s"],
+    );
+    refused(
+        "keybroker.toml",
+        "path = \"broker.sock\"",
+        "path = \"broker.sock\"\nmode = \"666\"",
+        &["\"666\"", "others"],
+    );
+}
+
+#[test]
 fn a_certificate_of_another_key_is_refused() {
     let site = Site::new();
     site.certify("other", 2099);
