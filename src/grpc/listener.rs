@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use rustls::CipherSuite;
 use serde::Deserialize;
 use socket2::SockRef;
 use socket2::TcpKeepalive;
@@ -316,7 +317,7 @@ impl Acceptor {
             .ok()?;
         let tls = audit::Tls {
             tls_version: "TLSv1.3",
-            cipher_suite: session.negotiated_cipher_suite()?.suite().as_str()?,
+            cipher_suite: iana(session.negotiated_cipher_suite()?.suite())?,
         };
         Some(Connection::new(
             Some(Peer::certified(leaf)),
@@ -390,6 +391,16 @@ fn jittered(span: Duration) -> Duration {
     let _ = random::fill(&mut byte);
     let [byte] = byte;
     span.mul_f64(0.9 + 0.2 * f64::from(byte) / 255.0)
+}
+
+/// The IANA name of a TLS 1.3 suite; rustls has names of its own.
+fn iana(suite: CipherSuite) -> Option<&'static str> {
+    match suite {
+        CipherSuite::TLS13_AES_128_GCM_SHA256 => Some("TLS_AES_128_GCM_SHA256"),
+        CipherSuite::TLS13_AES_256_GCM_SHA384 => Some("TLS_AES_256_GCM_SHA384"),
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => Some("TLS_CHACHA20_POLY1305_SHA256"),
+        other => other.as_str(),
+    }
 }
 
 /// A peer's address in the record.

@@ -45,6 +45,8 @@ async fn a_record_says_who_did_what_with_which_key() {
     assert!(Timestamp::now().duration_since(time).as_secs() < 60);
     let end = record["userIdentity"]["sessionContext"]["notAfter"].clone();
     assert!(end.as_str().unwrap().parse::<Timestamp>().unwrap() > Timestamp::now());
+    let suite = record["tlsDetails"]["cipherSuite"].as_str().unwrap();
+    assert!(IANA_SUITES.contains(&suite), "{suite}");
     assert_eq!(
         record,
         json!({
@@ -391,3 +393,10 @@ async fn no_record_holds_content() {
         assert!(!text.contains(form));
     }
 }
+
+/// The suites of TLS 1.3 that are served, by their IANA names.
+const IANA_SUITES: [&str; 3] = [
+    "TLS_AES_128_GCM_SHA256",
+    "TLS_AES_256_GCM_SHA384",
+    "TLS_CHACHA20_POLY1305_SHA256",
+];
