@@ -24,6 +24,7 @@ use crate::harness::Setup;
 use crate::harness::WEB;
 use crate::harness::rpcs::encrypt;
 use crate::harness::soon;
+use crate::support::scale::scaled;
 
 /// Trusts `prod.example` with a revocation list that is empty and due in so many seconds.
 fn vouch(setup: &mut Setup, due: i64) {
@@ -228,10 +229,7 @@ async fn a_set_of_files_that_does_not_fit_leaves_the_old_one_in_force() {
 async fn certificates_bundles_and_lists_turn_over_under_load_without_a_failed_call() {
     let broker = Broker::start().with(|setup| vouch(setup, 3600)).await;
     let broker = Arc::new(broker);
-    let rpcs = match std::env::var_os("KEYBROKER_TEST_LONG") {
-        Some(_) => 10_000,
-        None => 600,
-    };
+    let rpcs = scaled(600, 10_000);
     let mut clients = Vec::new();
     for _ in 0..CLIENTS {
         let broker = Arc::clone(&broker);
