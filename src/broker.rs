@@ -3,17 +3,17 @@
 //! Unaware of gRPC. A request here is decoded and its checksums hold; everything else about it is
 //! still the caller's word.
 
+mod notes;
+
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use zeroize::Zeroizing;
 
-use crate::audit;
 use crate::audit::Notes;
 use crate::crypto::random;
 use crate::datakeys::DataKeys;
-use crate::datakeys::Source;
 use crate::datakeys::Version;
 use crate::directory::Key;
 use crate::directory::Role;
@@ -375,44 +375,6 @@ impl Call<'_> {
                 let shown: String = text.chars().take(80).collect();
                 invalid("parent", format!("{shown:?} is not tenants/{{tenant}}"))
             })
-    }
-
-    fn note_request(&self, name: Option<&KeyName>, own: &Pairs) {
-        self.notes.add(|record| {
-            record.key = name.map(KeyName::to_string);
-            record.context_keys = own.iter().map(|(name, _)| name.clone()).collect();
-        });
-    }
-
-    fn note_permit(&self, permit: &Permit) {
-        self.notes.add(|record| {
-            record.tenant = Some(permit.tenant().to_string());
-            record.key = Some(permit.key().name().to_string());
-            record.rule = Some(permit.rule());
-        });
-    }
-
-    fn note_plaintext(&self, length: usize) {
-        self.notes
-            .add(|record| record.plaintext_bytes = Some(length));
-    }
-
-    fn note_data_key(&self, source: &Source, version: &Version) {
-        self.notes.add(|record| {
-            record.resources.push(audit::Resource {
-                name: Arc::clone(&version.name),
-                arn: Arc::clone(&version.kms_key),
-                kind: "KMSKey",
-            });
-            record.cache = Some(match source {
-                Source::Coalesced => audit::Cache::Coalesced,
-                Source::Hit => audit::Cache::Hit,
-                Source::Miss(_) => audit::Cache::Miss,
-            });
-            if let Source::Miss(request_id) = source {
-                record.kms_request_id.clone_from(request_id);
-            }
-        });
     }
 }
 
