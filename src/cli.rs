@@ -30,6 +30,7 @@ use std::io;
 use std::io::IsTerminal as _;
 use std::io::Read as _;
 use std::io::Write as _;
+use std::panic;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -379,6 +380,13 @@ fn log(usual: &str) {
         .finish();
     // Err: a test has set one already.
     let _ = tracing::subscriber::set_global_default(subscriber);
+    // Where a panic was, and not its message, which may quote a value.
+    panic::set_hook(Box::new(|panic| {
+        tracing::error!(
+            place = panic.location().map(tracing::field::display),
+            "a panic, which is a fault of keybroker: the call that met it has failed"
+        );
+    }));
 }
 
 const CAPPED: &str = "aws_config=warn,aws_runtime=warn,aws_sdk_kms=warn,aws_sdk_sso=warn,\
