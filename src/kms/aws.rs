@@ -245,8 +245,11 @@ impl Kms for Aws {
             .send()
             .await
             .map_err(failure)?;
-        let plaintext = secret(answer.plaintext.take())?;
+        let plaintext = secret(answer.plaintext.take());
         same_key(arn, answer.key_id())?;
+        // Whoever may use the key can have KMS wrap any other bytes: the message that holds them is
+        // at fault, not KMS.
+        let plaintext = plaintext.map_err(|_| Error::InvalidCiphertext)?;
         Ok(Unwrapped {
             // AWS tells rotations of a key's material apart by an id without an order.
             current: true,

@@ -87,6 +87,24 @@ async fn a_kms_key_that_the_directory_does_not_name_is_never_called() {
 }
 
 #[tokio::test]
+async fn a_wrapped_key_that_is_no_data_key_is_a_refused_ciphertext() {
+    let fake = FakeKms::start().await;
+    let arn = fake.key(REGION);
+    let writer = broker(&fake, fake.aws(), &[&arn], "operator").await;
+    let sealed = writer.caller(WEB).await.encrypt(plaintext()).await;
+    let sealed = sealed.unwrap().into_inner();
+    fake.fail(Operation::Decrypt, Fault::WrongLength(16));
+    let reader = broker(&fake, fake.aws(), &[&arn], "operator").await;
+    let mut web = reader.caller(WEB).await;
+    let status = web.decrypt(ciphertext(&sealed)).await.unwrap_err();
+    assert_eq!(
+        answer(&status),
+        (Code::InvalidArgument, "CIPHERTEXT_INVALID".into())
+    );
+    assert_eq!(fake.calls(Operation::Decrypt), 1);
+}
+
+#[tokio::test]
 async fn the_state_of_the_kms_key_is_told() {
     let fake = FakeKms::start().await;
     let (disabled, deleted) = (fake.key(REGION), fake.key(REGION));
