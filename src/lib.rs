@@ -9,6 +9,8 @@ pub mod name;
 pub mod strict;
 mod sync;
 
+pub mod metrics;
+
 pub mod identity;
 pub mod message;
 

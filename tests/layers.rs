@@ -17,12 +17,13 @@ use std::slice;
 /// trusted without the rest. From the tools that know nothing of the service, over who calls and
 /// what a message is, to keys and who may use them; then the operations, which know no gRPC; then
 /// gRPC, which knows no files; then what joins them all.
-const ORDER: [&str; 18] = [
+const ORDER: [&str; 19] = [
     "clock",
     "crypto",
     "name",
     "strict",
     "sync",
+    "metrics",
     "identity",
     "message",
     "kms",
@@ -40,7 +41,7 @@ const ORDER: [&str; 18] = [
 
 /// Crates (with `*`, all whose names begin so) or modules of crates, and the only places that name
 /// them: so that each can be reviewed, and replaced, in one place.
-const HOMES: [(&str, &[&str]); 11] = [
+const HOMES: [(&str, &[&str]); 12] = [
     ("aws_config", &["kms/aws"]),
     ("aws_credential_types", &["kms/aws"]),
     ("aws_lc_rs::aead", &["crypto/aead"]),
@@ -49,6 +50,7 @@ const HOMES: [(&str, &[&str]); 11] = [
     ("http", &["grpc"]),
     ("hyper*", &["grpc"]),
     ("moka", &["datakeys"]),
+    ("opentelemetry*", &["metrics"]),
     ("rcgen", &["cli/dev"]),
     ("tonic*", &["grpc"]),
     ("x509_parser", &["identity", "grpc/tls"]),
