@@ -24,6 +24,7 @@ use keybroker::clock::Clock as _;
 use keybroker::clock::System;
 use keybroker::config::Config;
 use keybroker::crypto::Secret;
+use keybroker::datakeys;
 use keybroker::datakeys::DataKeys;
 use keybroker::identity::Leaf;
 use keybroker::identity::Peer;
@@ -31,6 +32,7 @@ use keybroker::message::EncryptedDataKey;
 use keybroker::message::EncryptionContext;
 use keybroker::message::Envelope;
 use keybroker::message::Message;
+use keybroker::metrics::Metrics;
 use keybroker::name::KeyName;
 use keybroker::policy::Action;
 use rustls_pki_types::CertificateDer;
@@ -167,7 +169,12 @@ fn broker(stage: &Stage) -> (Broker, Peer) {
     let path = stage.config();
     let config = Config::load(&path).unwrap();
     let state = config.state(&path, System.wall(), None).unwrap();
-    let data_keys = DataKeys::new(Arc::new(stage.keyring()), Arc::new(System), 1000);
+    let data_keys = DataKeys::new(
+        Arc::new(stage.keyring()),
+        Arc::new(System),
+        Metrics::unread(),
+        &datakeys::Config::default(),
+    );
     let certificate = stage.folder().join(stage::CLIENT.certificate);
     let certificate = CertificateDer::from_pem_file(certificate).unwrap();
     let peer = Peer::certified(Leaf::parse(&certificate).unwrap());

@@ -48,9 +48,12 @@ impl Broker {
         }
     }
 
-    /// Swaps the policy whole. Calls under way end under the one that they began with.
+    /// Swaps the policy whole. Calls under way end under the one that they began with; data keys
+    /// of keys that are no longer what they were serve no more.
     pub fn reload(&self, policy: Policy) {
+        let directory = Arc::clone(policy.directory());
         self.policy.store(Arc::new(policy));
+        self.data_keys.follow(&directory);
     }
 
     /// The policy in force.
@@ -109,7 +112,7 @@ pub struct Sealed {
     /// The key's full name.
     pub name: KeyName,
     /// The version that wraps its data key.
-    pub version: Version,
+    pub version: Arc<Version>,
     /// The message.
     pub ciphertext: Vec<u8>,
 }
@@ -119,7 +122,7 @@ pub struct Opened {
     /// The key's full name.
     pub name: KeyName,
     /// The version that wrapped its data key.
-    pub version: Version,
+    pub version: Arc<Version>,
     /// The plaintext, wiped when dropped.
     pub plaintext: Zeroizing<Vec<u8>>,
 }
@@ -294,7 +297,7 @@ impl Call<'_> {
             .sealing(permit, length)
             .await
             .map_err(|error| Error::of_data_key(error, permit.key().owner()))?;
-        let version = reserved.version().clone();
+        let version = Arc::clone(reserved.version());
         self.note_data_key(&reserved.source, &version);
         self.note_plaintext(plaintext.len());
         let ciphertext = reserved
@@ -344,7 +347,7 @@ impl Call<'_> {
             .opening(&permit, &message)
             .await
             .map_err(|error| Error::of_data_key(error, permit.key().owner()))?;
-        let version = opener.version().clone();
+        let version = Arc::clone(opener.version());
         self.note_data_key(&opener.source, &version);
         let plaintext = Zeroizing::new(opener.open(&message, &from.associated_data)?);
         self.note_plaintext(plaintext.len());

@@ -18,6 +18,11 @@ impl Instant {
     pub fn since(self, earlier: Self) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
+
+    /// Whole milliseconds since boot.
+    pub fn millis(self) -> u64 {
+        self.0.as_millis().try_into().unwrap_or(u64::MAX)
+    }
 }
 
 impl Add<Duration> for Instant {

@@ -12,9 +12,9 @@ use jiff::Timestamp;
 use serde::Deserialize;
 
 use crate::audit;
+use crate::datakeys;
 use crate::directory;
 use crate::directory::Directory;
-use crate::grpc::LimitError;
 use crate::grpc::Limits;
 use crate::grpc::listener;
 use crate::grpc::tls;
@@ -29,6 +29,7 @@ use crate::kms::local::Purpose;
 use crate::name::KeyName;
 use crate::policy::Policy;
 use crate::strict;
+use crate::strict::OutOfBounds;
 
 /// The file. Paths in it are relative to its folder.
 #[derive(Clone, Debug, Deserialize)]
@@ -48,7 +49,7 @@ pub struct Config {
     pub kms: kms::Config,
     /// The data-key cache.
     #[serde(default)]
-    pub cache: Cache,
+    pub cache: datakeys::Config,
     /// Where audit records go.
     #[serde(default)]
     pub audit: audit::Config,
@@ -63,20 +64,6 @@ pub struct Config {
 
 fn production() -> Purpose {
     Purpose::Production
-}
-
-/// The size of the data-key cache.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Cache {
-    /// Most data keys in each direction, 1 to 10,000,000.
-    pub entries: u64,
-}
-
-impl Default for Cache {
-    fn default() -> Self {
-        Self { entries: 100_000 }
-    }
 }
 
 /// What a reload replaces: identities, tenants and TLS material, fitting each other.
@@ -160,7 +147,7 @@ pub enum Error {
         /// The configuration file.
         path: PathBuf,
         /// Which.
-        source: LimitError,
+        source: OutOfBounds,
     },
     /// The identity rules.
     #[error("{path}: {source}")]
@@ -281,7 +268,7 @@ impl Config {
         {
             return Err(Error::Limit {
                 path: owned(),
-                source: LimitError {
+                source: OutOfBounds {
                     name: "kms.local.rotation_period",
                     value: format!("{period:#}"),
                     least: "24h",
@@ -462,20 +449,6 @@ impl Config {
         }
         self.audit.file.as_mut().map(anchor);
         self.kms.anchor(folder);
-    }
-}
-
-impl Cache {
-    fn check(&self) -> Result<(), LimitError> {
-        match self.entries {
-            1..=10_000_000 => Ok(()),
-            entries => Err(LimitError {
-                name: "cache.entries",
-                value: entries.to_string(),
-                least: "1",
-                most: "10000000",
-            }),
-        }
     }
 }
 

@@ -5,50 +5,69 @@
 //! and an entry's identity is made from the permit's tenant, key and context. Keys have a
 //! direction: a [`SealingKey`] owns its budget of messages and bytes, an [`OpeningKey`] can only
 //! open. Past a limit there is a new key or an error, never a stale key.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `id` | which entry is meant |
+//! | `key`, `budget` | a data key by its direction, and what it may still do |
+//! | `origin` | what data keys under one KMS key have in common: they can be cut off together |
+//! | `slot`, `share`, `shares` | an entry, a tenant's entries, all tenants |
+//! | `flight`, `upstream`, `refresh` | one KMS call for all who wait; successors ahead of time |
+//! | `refusal`, `probe`, `learn` | what KMS refused, and whom that concerns |
 
 mod budget;
+mod config;
 mod flight;
 mod id;
+mod key;
+mod learn;
+mod origin;
+mod probe;
+mod refresh;
+mod refusal;
+mod share;
+mod shares;
+mod slot;
+mod upstream;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use moka::sync::Cache;
+pub use config::Config;
+pub use key::Opener;
+pub use key::OpeningKey;
+pub use key::Reserved;
+pub use key::SealingKey;
+pub use origin::Version;
 
 use crate::clock::Clock;
-use crate::clock::Instant;
-use crate::crypto::Secret;
-use crate::crypto::random;
-use crate::directory::Key;
+use crate::directory::Directory;
 use crate::kms;
 use crate::kms::Kms;
-use crate::message;
 use crate::message::EncryptedDataKey;
-use crate::message::Envelope;
-use crate::message::Flaw;
+use crate::message::EncryptionContext;
 use crate::message::Message;
+use crate::metrics::Lookup;
+use crate::metrics::Metrics;
+use crate::metrics::Retirement;
+use crate::name::KeyName;
+use crate::name::TenantId;
+use crate::policy::Direction;
 use crate::policy::Permit;
 
-use budget::Budget;
-use flight::Flights;
 use id::Id;
+use key::Reservation;
+use key::Spoiled;
+use origin::Origin;
+use share::Allowance;
+use share::Share;
+use shares::Shares;
+use slot::Entry;
+use upstream::Question;
+use upstream::Upstream;
 
 /// Data keys of all tenants, and the KMS behind them.
 pub struct DataKeys {
-    shared: Arc<Shared>,
-    sealing_flights: Flights<Arc<SealingKey>>,
-    opening_flights: Flights<Arc<OpeningKey>>,
-}
-
-/// What a flight, which outlives its callers, works with.
-struct Shared {
-    kms: Arc<dyn Kms>,
-    clock: Arc<dyn Clock>,
-    sealing: Cache<Id, Arc<SealingKey>>,
-    opening: Cache<Id, Arc<OpeningKey>>,
-    counts: Counts,
+    upstream: Arc<Upstream>,
 }
 
 /// Why there is no data key.
@@ -74,6 +93,19 @@ pub enum Source {
     Hit,
     /// KMS was called for it, and names its call so.
     Miss(Option<String>),
+    /// It was in the cache, past a soft limit: its successor was not there yet.
+    Stale,
+}
+
+/// Which data keys are meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All.
+    All,
+    /// Those of a key.
+    Key(KeyName),
+    /// Those of a tenant.
+    Tenant(TenantId),
 }
 
 /// How often the cache was asked, and how often it had to ask KMS.
@@ -85,34 +117,33 @@ pub struct Stats {
     pub misses: u64,
     /// Served by another call's KMS call.
     pub coalesced: u64,
+    /// Served from the cache while a successor was due.
+    pub stale: u64,
     /// Calls to KMS.
     pub kms_calls: u64,
 }
 
 impl DataKeys {
-    /// An empty cache in front of `kms`, for at most `capacity` entries in each direction.
-    pub fn new(kms: Arc<dyn Kms>, clock: Arc<dyn Clock>, capacity: u64) -> Self {
-        // moka's own clock stops in suspend, so its expiry is housekeeping; what counts is
-        // `born`, looked at on every use.
-        let shared = Shared {
-            kms,
-            clock,
-            sealing: Cache::builder()
-                .max_capacity(capacity)
-                .time_to_live(LONGEST_AGE)
-                .time_to_idle(IDLE)
-                .build(),
-            opening: Cache::builder()
-                .max_capacity(capacity)
-                .time_to_live(LONGEST_AGE)
-                .time_to_idle(IDLE)
-                .build(),
-            counts: Counts::default(),
+    /// An empty cache in front of `kms`, of the size that `config` says.
+    pub fn new(
+        kms: Arc<dyn Kms>,
+        clock: Arc<dyn Clock>,
+        metrics: Metrics,
+        config: &Config,
+    ) -> Self {
+        let allowance = Allowance {
+            entries: config.tenant_entries,
+            bytes: config.tenant_bytes,
         };
+        let shares = Shares::new(
+            config.entries,
+            allowance,
+            metrics.clone(),
+            Arc::clone(&clock),
+        );
+        let upstream = Upstream::new(kms, clock, metrics, shares, config.refreshes);
         Self {
-            shared: Arc::new(shared),
-            sealing_flights: Flights::default(),
-            opening_flights: Flights::default(),
+            upstream: Arc::new(upstream),
         }
     }
 
@@ -122,34 +153,32 @@ impl DataKeys {
     /// # Errors
     /// What KMS answers, when the cache has no key with room.
     pub async fn sealing(&self, permit: &Permit, bytes: u64) -> Result<Reserved, Error> {
-        let key = permit.key();
-        if bytes > key.limits().max_bytes {
-            return self.single_use(permit).await;
+        let pairs = serialized(permit.context());
+        let id = Id::sealing(permit.key(), &pairs);
+        let share = self.upstream.shares.of(permit.tenant());
+        if bytes > permit.key().limits().max_bytes {
+            return self.single_use(&share, permit, id).await;
         }
-        let id = Id::sealing(key, permit.context());
-        let mut found = self
-            .shared
-            .sealing
-            .get(&id)
-            .map(|sealing| (sealing, Source::Hit));
+        if let Some(reserved) = self.cached_sealing(&share, permit, &id, &pairs, bytes)? {
+            return Ok(reserved);
+        }
         loop {
-            if let Some((sealing, source)) = found {
-                let alive = sealing.serves(permit, self.shared.clock.now());
-                if alive && sealing.budget.reserve(bytes) {
-                    self.shared.counts.count(&source);
-                    return Ok(Reserved {
-                        key: sealing,
-                        source,
-                    });
+            let question = sealing_question(&share, permit, id);
+            let (key, source) = self.upstream.sealing(question).await?;
+            // What landed is used itself: a full share may have refused to keep it.
+            let now = self.upstream.clock.now();
+            match key.reserve(permit.key(), &pairs, now, bytes) {
+                Ok(Reservation::Fresh | Reservation::Stale) => {
+                    self.count(&share, &source);
+                    return Ok(Reserved { key, source });
                 }
-                self.shared.retire(&id, &sealing);
+                Err(Spoiled::Mistaken) => return Err(MISTAKEN),
+                Err(Spoiled::Spent(Retirement::Age)) if matches!(source, Source::Miss(_)) => {
+                    return Err(too_late());
+                }
+                // Those who waited as well have used it up, or it was cut off on its way.
+                Err(Spoiled::Spent(why)) => retire_sealing(&share, &id, &key, why),
             }
-            // The flight's own result is used: a full cache may have refused to keep it.
-            let (landed, source) = self.sealing_flight(id, permit).await?;
-            if matches!(source, Source::Miss(_)) {
-                self.fresh(permit, landed.born)?;
-            }
-            found = Some((landed, source));
         }
     }
 
@@ -159,13 +188,25 @@ impl DataKeys {
     /// # Errors
     /// [`Error::NoWrappedKey`] without any KMS call, or what KMS answers.
     pub async fn opening(&self, permit: &Permit, message: &Message<'_>) -> Result<Opener, Error> {
-        let key = permit.key();
+        let pairs = serialized(permit.context());
+        let share = self.upstream.shares.of(permit.tenant());
         let mut last = Error::NoWrappedKey;
         for wrapped in message.encrypted_data_keys() {
-            let Some(position) = key.kms().unwrapper(wrapped) else {
+            let Some((version, kms_key)) = permit.key().kms().unwrapper(wrapped) else {
                 continue;
             };
-            match self.opening_one(permit, wrapped, position).await {
+            let id = Id::opening(permit.key(), &pairs, wrapped);
+            if let Some(opener) = self.cached_opening(&share, permit, &id)? {
+                return Ok(opener);
+            }
+            let question = || Question {
+                origin: share.origin(permit.key(), version, kms_key),
+                share: Arc::clone(&share),
+                id,
+                direction: Direction::Open,
+                context: permit.context().clone(),
+            };
+            match self.fetch_opening(question, wrapped).await {
                 Ok(opener) => return Ok(opener),
                 // Another Region may still answer; a refusal is an answer.
                 Err(Error::Kms(error @ (kms::Error::Throttled | kms::Error::Unavailable(_)))) => {
@@ -177,319 +218,228 @@ impl DataKeys {
         Err(last)
     }
 
+    /// Makes the data keys of `scope` unusable, at once and those on their way included, and
+    /// returns how many were in memory, when the calls that held one have ended and all are
+    /// wiped.
+    pub async fn purge(&self, scope: &Scope) -> usize {
+        let shares = match scope {
+            Scope::All => self.upstream.shares.all(),
+            Scope::Key(key) => self
+                .upstream
+                .shares
+                .known(&key.tenant)
+                .into_iter()
+                .collect(),
+            Scope::Tenant(tenant) => self.upstream.shares.known(tenant).into_iter().collect(),
+        };
+        let meant = |origin: &Origin| match scope {
+            Scope::All | Scope::Tenant(_) => true,
+            Scope::Key(key) => origin.key().name() == key,
+        };
+        let mut origins = Vec::new();
+        for share in &shares {
+            share.refusals.clear();
+            origins.extend(share.cut_off(Retirement::Purge, meant));
+        }
+        let living = origins.iter().map(|origin| origin.living()).sum();
+        for share in &shares {
+            share.remove_cut();
+        }
+        for origin in &origins {
+            origin.emptied().await;
+        }
+        living
+    }
+
+    /// Drops the data keys of keys that `directory` no longer has in the state that they were
+    /// fetched under.
+    pub fn follow(&self, directory: &Directory) {
+        let outdated = |origin: &Origin| {
+            let current = directory.key(origin.key().name());
+            current.is_none_or(|current| !origin.is_of(current))
+        };
+        for share in self.upstream.shares.all() {
+            if !share.cut_off(Retirement::Rotated, outdated).is_empty() {
+                share.remove_cut();
+            }
+        }
+    }
+
     /// How the cache has served so far.
     pub fn stats(&self) -> Stats {
-        self.shared.counts.stats()
+        let lookups = self.upstream.metrics.lookups();
+        Stats {
+            hits: lookups.hits,
+            misses: lookups.misses,
+            coalesced: lookups.coalesced,
+            stale: lookups.stale,
+            kms_calls: self.upstream.calls(),
+        }
     }
 
-    /// Drops from memory what has expired; without it an expired key lies there until the next
-    /// look-up. To be called about once a second.
+    /// Wipes what has served, has successors fetched for what is past its soft age, and tells the
+    /// metrics how much there is. To be called about once a second.
     pub fn sweep(&self) {
-        self.shared.sealing.run_pending_tasks();
-        self.shared.opening.run_pending_tasks();
+        let upstream = &self.upstream;
+        let now = upstream.clock.now();
+        let (mut entries, mut bytes, mut empty) = (0, 0, false);
+        for share in upstream.shares.all() {
+            for slot in share.sweep(now) {
+                if let Some(key) = slot.key() {
+                    upstream.refresh(&share, &slot, &key);
+                }
+            }
+            entries += share.entries();
+            bytes += share.bytes();
+            empty |= share.is_empty();
+        }
+        if empty {
+            upstream.shares.forget_empty();
+        }
+        upstream.metrics.cache_size(entries, bytes);
+        upstream.sweep(now);
     }
 
-    async fn sealing_flight(
+    fn cached_sealing(
         &self,
-        id: Id,
+        share: &Arc<Share>,
         permit: &Permit,
-    ) -> Result<(Arc<SealingKey>, Source), Error> {
-        let shared = Arc::clone(&self.shared);
-        let key = Arc::clone(permit.key());
-        let context = permit.context().clone();
-        let cached = || self.shared.sealing.get(&id);
-        self.sealing_flights
-            .join(id, cached, async move {
-                let (sealing, request_id) = shared.generate(&key, context).await?;
-                let sealing = Arc::new(sealing);
-                shared.sealing.insert(id, Arc::clone(&sealing));
-                let opening = sealing.opener(&key);
-                shared.opening.insert(opening.id, Arc::new(opening));
-                Ok((sealing, request_id))
-            })
-            .await
+        id: &Id,
+        pairs: &[u8],
+        bytes: u64,
+    ) -> Result<Option<Reserved>, Error> {
+        let Some(slot) = share.sealing(id) else {
+            return Ok(None);
+        };
+        let now = self.upstream.clock.now();
+        let Some(key) = slot.of_use(now) else {
+            return Ok(None);
+        };
+        let source = match key.reserve(permit.key(), pairs, now, bytes) {
+            Ok(Reservation::Fresh) => Source::Hit,
+            Ok(Reservation::Stale) => {
+                self.upstream.refresh(share, &slot, &key);
+                Source::Stale
+            }
+            Err(Spoiled::Mistaken) => return Err(MISTAKEN),
+            Err(Spoiled::Spent(why)) => {
+                share.retire(&Entry::Sealing(slot), why);
+                return Ok(None);
+            }
+        };
+        self.count(share, &source);
+        Ok(Some(Reserved { key, source }))
+    }
+
+    fn cached_opening(
+        &self,
+        share: &Share,
+        permit: &Permit,
+        id: &Id,
+    ) -> Result<Option<Opener>, Error> {
+        let Some(slot) = share.opening(id) else {
+            return Ok(None);
+        };
+        let now = self.upstream.clock.now();
+        let Some(key) = slot.of_use(now) else {
+            return Ok(None);
+        };
+        if !key.origin().is_of(permit.key()) {
+            return Err(MISTAKEN);
+        }
+        if let Some(why) = key.ended(now) {
+            share.retire(&Entry::Opening(slot), why);
+            return Ok(None);
+        }
+        let source = Source::Hit;
+        self.count(share, &source);
+        Ok(Some(Opener { key, source }))
+    }
+
+    async fn fetch_opening(
+        &self,
+        question: impl Fn() -> Question,
+        wrapped: &EncryptedDataKey,
+    ) -> Result<Opener, Error> {
+        loop {
+            let question = question();
+            let share = Arc::clone(&question.share);
+            let (key, source) = self.upstream.opening(question, wrapped.clone()).await?;
+            match key.ended(self.upstream.clock.now()) {
+                None => {
+                    self.count(&share, &source);
+                    return Ok(Opener { key, source });
+                }
+                Some(Retirement::Age) if matches!(source, Source::Miss(_)) => {
+                    return Err(too_late());
+                }
+                // It was cut off on its way, or somebody else's answer was too late.
+                Some(_) => {}
+            }
+        }
     }
 
     /// A message beyond the limit of bytes has a data key of its own, used once.
-    async fn single_use(&self, permit: &Permit) -> Result<Reserved, Error> {
-        let context = permit.context().clone();
-        let (sealing, request_id) = self.shared.generate(permit.key(), context).await?;
+    async fn single_use(
+        &self,
+        share: &Arc<Share>,
+        permit: &Permit,
+        id: Id,
+    ) -> Result<Reserved, Error> {
+        let question = sealing_question(share, permit, id);
+        let (sealing, request_id) = self.upstream.single_use(&question).await?;
         let source = Source::Miss(request_id);
-        self.shared.counts.count(&source);
+        self.count(share, &source);
         Ok(Reserved {
             key: Arc::new(sealing),
             source,
         })
     }
 
-    async fn opening_one(
-        &self,
-        permit: &Permit,
-        wrapped: &EncryptedDataKey,
-        position: usize,
-    ) -> Result<Opener, Error> {
-        let id = Id::opening(permit.key(), permit.context(), wrapped);
-        let now = self.shared.clock.now();
-        if let Some(opening) = self.shared.opening.get(&id) {
-            if opening.born.serves(permit.key(), now) {
-                self.shared.counts.count(&Source::Hit);
-                return Ok(Opener {
-                    key: opening,
-                    source: Source::Hit,
-                });
-            }
-            self.shared.opening.invalidate(&id);
-        }
-        let shared = Arc::clone(&self.shared);
-        let key = Arc::clone(permit.key());
-        let context = permit.context().clone();
-        let wrapped = wrapped.clone();
-        let cached = || self.shared.opening.get(&id);
-        let (opening, source) = self
-            .opening_flights
-            .join(id, cached, async move {
-                let kms_key = key
-                    .kms()
-                    .iter()
-                    .nth(position)
-                    .ok_or(Error::Bug("a position in the list"))?;
-                shared.counts.kms_calls.fetch_add(1, Ordering::Relaxed);
-                let born = Born {
-                    generation: key.generation(),
-                    at: shared.clock.now(),
-                };
-                let unwrapped = shared.kms.decrypt(kms_key, &wrapped, &context).await?;
-                let mut version = Version::of(&key, position, &wrapped);
-                version.primary &= unwrapped.current;
-                let opening = Arc::new(OpeningKey {
-                    id,
-                    material: Arc::new(unwrapped.plaintext),
-                    version,
-                    born,
-                });
-                shared.opening.insert(id, Arc::clone(&opening));
-                Ok((opening, unwrapped.request_id))
-            })
-            .await?;
-        self.fresh(permit, opening.born)?;
-        self.shared.counts.count(&source);
-        Ok(Opener {
-            key: opening,
-            source,
-        })
-    }
-
-    /// Refuses a key that was too old when it came: the machine slept while KMS was asked.
-    fn fresh(&self, permit: &Permit, born: Born) -> Result<(), Error> {
-        match born.serves(permit.key(), self.shared.clock.now()) {
-            true => Ok(()),
-            false => Err(kms::Error::Unavailable("the answer came too late".into()).into()),
-        }
-    }
-}
-
-impl Shared {
-    /// Has KMS make a data key; its age counts from before the call.
-    async fn generate(
-        &self,
-        key: &Arc<Key>,
-        context: message::EncryptionContext,
-    ) -> Result<(SealingKey, Option<String>), Error> {
-        self.counts.kms_calls.fetch_add(1, Ordering::Relaxed);
-        let born = Born {
-            generation: key.generation(),
-            at: self.clock.now(),
+    fn count(&self, share: &Share, source: &Source) {
+        let lookup = match source {
+            Source::Coalesced => Lookup::Coalesced,
+            Source::Hit => Lookup::Hit,
+            Source::Miss(_) => Lookup::Miss,
+            Source::Stale => Lookup::Stale,
         };
-        let data_key = self
-            .kms
-            .generate_data_key(key.kms().primary(), &context)
-            .await?;
-        let wrapped = data_key.wrapped;
-        let sealing = SealingKey {
-            material: Arc::new(data_key.plaintext),
-            envelope: Envelope::new(&context, std::slice::from_ref(&wrapped))
-                .map_err(|_| Error::Bug("a wrapped data key over the format's limits"))?,
-            version: Version::of(key, key.kms().primary_version().saturating_sub(1), &wrapped),
-            budget: Budget::new(key.limits().max_messages, key.limits().max_bytes),
-            context,
-            wrapped,
-            born,
-        };
-        Ok((sealing, data_key.request_id))
-    }
-
-    /// Takes `spent` out, unless a successor has its place already.
-    fn retire(&self, id: &Id, spent: &Arc<SealingKey>) {
-        if self
-            .sealing
-            .get(id)
-            .is_some_and(|current| Arc::ptr_eq(&current, spent))
-        {
-            self.sealing.invalidate(id);
+        self.upstream.metrics.lookup(lookup);
+        if lookup != Lookup::Miss {
+            share.tally.avoided();
         }
     }
 }
 
-/// A data key that seals, with what stands in the header of each of its messages.
-pub struct SealingKey {
-    material: Arc<Secret<{ kms::DATA_KEY }>>,
-    envelope: Envelope,
-    version: Version,
-    budget: Budget,
-    context: message::EncryptionContext,
-    wrapped: EncryptedDataKey,
-    born: Born,
-}
-
-impl SealingKey {
-    /// Whether it may serve `permit` now. The identity says so already; a hit is checked all the
-    /// same, as if it came from KMS.
-    fn serves(&self, permit: &Permit, now: Instant) -> bool {
-        self.born.serves(permit.key(), now) && self.context == *permit.context()
-    }
-
-    /// The same data key for the other direction, so that what was wrapped here is never unwrapped
-    /// by KMS.
-    fn opener(&self, key: &Key) -> OpeningKey {
-        OpeningKey {
-            id: Id::opening(key, &self.context, &self.wrapped),
-            material: Arc::clone(&self.material),
-            version: self.version.clone(),
-            born: self.born,
-        }
+fn sealing_question(share: &Arc<Share>, permit: &Permit, id: Id) -> Question {
+    let key = permit.key();
+    let binding = key.kms();
+    Question {
+        origin: share.origin(key, binding.primary_version(), binding.primary()),
+        share: Arc::clone(share),
+        id,
+        direction: Direction::Seal,
+        context: permit.context().clone(),
     }
 }
 
-/// A data key that opens.
-pub struct OpeningKey {
-    id: Id,
-    material: Arc<Secret<{ kms::DATA_KEY }>>,
-    version: Version,
-    born: Born,
-}
-
-/// A sealing key with one message already counted.
-pub struct Reserved {
-    key: Arc<SealingKey>,
-    /// Where the data key came from.
-    pub source: Source,
-}
-
-impl Reserved {
-    /// Seals the one message that was reserved.
-    ///
-    /// # Errors
-    /// The random generator's failure.
-    pub fn seal(self, associated_data: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, random::Error> {
-        message::seal(
-            &self.key.material,
-            &self.key.envelope,
-            associated_data,
-            plaintext,
-        )
-    }
-
-    /// The key version that wraps the data key.
-    pub fn version(&self) -> &Version {
-        &self.key.version
+/// Takes `key` out of the entry `id`, if it is still there.
+fn retire_sealing(share: &Share, id: &Id, key: &Arc<SealingKey>, why: Retirement) {
+    if let Some(slot) = share.sealing(id)
+        && slot.key().is_some_and(|current| Arc::ptr_eq(&current, key))
+    {
+        share.retire(&Entry::Sealing(slot), why);
     }
 }
 
-/// An opening key on its way to a message.
-pub struct Opener {
-    key: Arc<OpeningKey>,
-    /// Where the data key came from.
-    pub source: Source,
+fn serialized(context: &EncryptionContext) -> Vec<u8> {
+    let mut pairs = Vec::with_capacity(context.serialized_len());
+    context.serialize(&mut pairs);
+    pairs
 }
 
-impl Opener {
-    /// Opens `message`.
-    ///
-    /// # Errors
-    /// [`Flaw`]: nothing of the plaintext is returned.
-    pub fn open(&self, message: &Message<'_>, associated_data: &[u8]) -> Result<Vec<u8>, Flaw> {
-        message.open(&self.key.material, associated_data)
-    }
-
-    /// The key version that wrapped the data key.
-    pub fn version(&self) -> &Version {
-        &self.key.version
-    }
+/// The machine slept while KMS was asked.
+fn too_late() -> Error {
+    kms::Error::Unavailable("the answer came too late".into()).into()
 }
 
-/// Which version of a key wrapped a data key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Version {
-    /// `tenants/{tenant}/keys/{key}/versions/{version}`: the position in the key's list of KMS
-    /// keys, or the local KMS's own number.
-    pub name: Arc<str>,
-    /// Whether that is the version that seals, as far as was known when the data key was fetched.
-    pub primary: bool,
-    /// The KMS key: what stands in the message as provider info.
-    pub kms_key: Arc<str>,
-}
-
-impl Version {
-    fn of(key: &Key, position: usize, wrapped: &EncryptedDataKey) -> Self {
-        let number = match wrapped.provider_id.as_str() {
-            kms::LOCAL_PROVIDER => wrapped
-                .provider_info
-                .rsplit('/')
-                .next()
-                .unwrap_or("0")
-                .into(),
-            _ => position.saturating_add(1).to_string(),
-        };
-        Self {
-            name: format!("{}/versions/{number}", key.name()).into(),
-            primary: position.saturating_add(1) == key.kms().primary_version(),
-            kms_key: wrapped.provider_info.as_str().into(),
-        }
-    }
-}
-
-/// When, and under which state of its key, a data key was asked for.
-#[derive(Clone, Copy)]
-struct Born {
-    generation: u64,
-    at: Instant,
-}
-
-impl Born {
-    fn serves(self, key: &Key, now: Instant) -> bool {
-        self.generation == key.generation() && now.since(self.at) < key.limits().max_age
-    }
-}
-
-#[derive(Default)]
-struct Counts {
-    hits: AtomicU64,
-    misses: AtomicU64,
-    coalesced: AtomicU64,
-    kms_calls: AtomicU64,
-}
-
-impl Counts {
-    fn count(&self, source: &Source) {
-        let counter = match source {
-            Source::Coalesced => &self.coalesced,
-            Source::Hit => &self.hits,
-            Source::Miss(_) => &self.misses,
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn stats(&self) -> Stats {
-        Stats {
-            hits: self.hits.load(Ordering::Relaxed),
-            misses: self.misses.load(Ordering::Relaxed),
-            coalesced: self.coalesced.load(Ordering::Relaxed),
-            kms_calls: self.kms_calls.load(Ordering::Relaxed),
-        }
-    }
-}
-
-/// The ceiling of every key's `max_age`: after it nothing is worth keeping.
-const LONGEST_AGE: Duration = Duration::from_secs(3600);
-/// Unused for so long, an entry goes: its tenant is idle.
-const IDLE: Duration = Duration::from_secs(60);
+const MISTAKEN: Error = Error::Bug("a data key under another one's identity");

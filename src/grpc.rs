@@ -21,7 +21,6 @@ mod witness;
 
 pub use driver::Deadlines;
 pub use server::Handle;
-pub use server::LimitError;
 pub use server::Limits;
 pub use server::Parts;
 pub use server::Server;

@@ -257,6 +257,24 @@ pub enum Error {
     Unavailable(String),
 }
 
+impl Error {
+    /// Whether the service has decided against the call. Everything else is an outage or a fault
+    /// of somebody's, which says nothing about what is cached.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::AccessDenied(_)
+            | Self::Disabled
+            | Self::IncorrectKey
+            | Self::InvalidCiphertext
+            | Self::NotFound(_)
+            | Self::PendingDeletion(_) => true,
+            Self::Credentials(_) | Self::Invalid(_) | Self::Throttled | Self::Unavailable(_) => {
+                false
+            }
+        }
+    }
+}
+
 /// Longest ARN, in bytes: what KMS takes as a key id.
 const MAX_ARN: usize = 2048;
 /// The provider id of AWS KMS.

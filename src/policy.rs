@@ -431,15 +431,9 @@ fn sealing_context<'a>(
     own: &'a [(String, String)],
 ) -> impl Iterator<Item = (&'a str, &'a str)> {
     let text = |(name, value): &'a (String, String)| (name.as_str(), value.as_str());
-    let name = key.name();
-    [
-        (context::TENANT, name.tenant.as_str()),
-        (context::KEY, name.key.as_str()),
-    ]
-    .into_iter()
-    .chain(key.tenant().context())
-    .chain(caller.captures().iter().map(text))
-    .chain(own.iter().map(text))
+    key.context()
+        .chain(caller.captures().iter().map(text))
+        .chain(own.iter().map(text))
 }
 
 /// The roles that `caller` can have on `key` at all: its tenant decides.

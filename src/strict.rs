@@ -17,6 +17,20 @@ pub struct Error {
     pub suggestion: Option<String>,
 }
 
+/// A setting is outside its bounds: settings are refused, not clamped.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{name} = {value} is not {least} to {most}")]
+pub struct OutOfBounds {
+    /// Which, by its name in the file.
+    pub name: &'static str,
+    /// As configured.
+    pub value: String,
+    /// The least that makes sense.
+    pub least: &'static str,
+    /// The ceiling.
+    pub most: &'static str,
+}
+
 /// Reads `text` as a `T`, which should deny unknown fields.
 ///
 /// # Errors

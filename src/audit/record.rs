@@ -123,6 +123,8 @@ pub enum Cache {
     Hit,
     /// KMS was called for this call.
     Miss,
+    /// From the cache, past a soft limit: its successor was not there yet.
+    Stale,
 }
 
 /// What the trail adds to a record when it is closed.

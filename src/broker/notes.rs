@@ -43,6 +43,7 @@ impl Call<'_> {
                 Source::Coalesced => audit::Cache::Coalesced,
                 Source::Hit => audit::Cache::Hit,
                 Source::Miss(_) => audit::Cache::Miss,
+                Source::Stale => audit::Cache::Stale,
             });
             if let Source::Miss(request_id) = source {
                 record.kms_request_id.clone_from(request_id);

@@ -33,6 +33,7 @@ use crate::kms::local;
 use crate::kms::local::Keyring;
 use crate::kms::local::Purpose;
 use crate::kms::local::SealingKey;
+use crate::metrics::Metrics;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -73,7 +74,12 @@ impl Broking {
             tokio::spawn(tend(Arc::clone(keyring), local.clone(), Arc::clone(&clock)));
         }
         let sink = Sink::open(&config.audit).map_err(|error| Failure::config(&error))?;
-        let data_keys = DataKeys::new(Arc::new(backends), Arc::clone(&clock), config.cache.entries);
+        let data_keys = DataKeys::new(
+            Arc::new(backends),
+            Arc::clone(&clock),
+            Metrics::unread(),
+            &config.cache,
+        );
         let broker = Arc::new(Broker::new(state.policy, data_keys));
         let parts = Parts {
             broker: Arc::clone(&broker),

@@ -1,14 +1,11 @@
 //! One KMS call at a time for an entry: whoever comes meanwhile waits for its result.
 //!
 //! The call runs in a task of its own, so that a caller who goes away harms nobody, and it clears
-//! its slot however it ends, a panic included.
+//! its slot however it ends, a panic included. A tenant has flights of its own.
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -19,11 +16,16 @@ use crate::datakeys::Error;
 use crate::datakeys::Source;
 use crate::datakeys::id::Id;
 use crate::kms;
+use crate::sync::Mutex;
+use crate::sync::lock;
+use crate::sync::spawn;
+use crate::sync::within;
 
 /// The calls under way, by entry.
 pub(super) struct Flights<T>(Arc<Mutex<HashMap<Id, Flight<T>>>>);
 
-type Landed<T> = Result<(T, Option<String>), Error>;
+/// What a flight ends in: the key, and how KMS names its call.
+pub(super) type Landed<T> = Result<(T, Option<String>), Error>;
 type Flight<T> = Shared<BoxFuture<'static, Landed<T>>>;
 
 impl<T> Default for Flights<T> {
@@ -65,25 +67,24 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         Ok((landed, source))
     }
 
+    /// Whether no call is under way.
+    pub(super) fn is_empty(&self) -> bool {
+        lock(&self.0).is_empty()
+    }
+
     fn start(&self, id: Id, fetch: impl Future<Output = Landed<T>> + Send + 'static) -> Flight<T> {
         let flights = Arc::clone(&self.0);
-        let task = tokio::spawn(async move {
+        let task = spawn(async move {
             // Made in here: a runtime that is closing drops the task where it is spawned, under
             // the lock that a slot takes.
             let _slot = Slot { flights, id };
-            match tokio::time::timeout(LONGEST, fetch).await {
-                Ok(landed) => landed,
-                Err(_) => Err(kms::Error::Unavailable("no answer in time".into()).into()),
-            }
+            within(LONGEST, fetch)
+                .await
+                .unwrap_or_else(|| Err(kms::Error::Unavailable("no answer in time".into()).into()))
         });
-        async move {
-            match task.await {
-                Ok(landed) => landed,
-                Err(_) => Err(Error::Bug("a KMS call panicked")),
-            }
-        }
-        .boxed()
-        .shared()
+        async move { task.await.unwrap_or(Err(Error::Bug("a KMS call panicked"))) }
+            .boxed()
+            .shared()
     }
 }
 
@@ -99,9 +100,5 @@ impl<T> Drop for Slot<T> {
     }
 }
 
-fn lock<T>(flights: &Mutex<HashMap<Id, T>>) -> MutexGuard<'_, HashMap<Id, T>> {
-    flights.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Bounds a flight whatever KMS and its client do.
-const LONGEST: Duration = Duration::from_secs(30);
+pub(super) const LONGEST: Duration = Duration::from_secs(30);

@@ -4,7 +4,6 @@
 use crate::crypto::digest::sha256;
 use crate::directory::Key;
 use crate::message::EncryptedDataKey;
-use crate::message::EncryptionContext;
 
 /// `SHA-256(H(tenant) ‖ direction ‖ suite ‖ H(key) ‖ u64 generation ‖ H(context) ‖ wrapped)`, where
 /// `wrapped` is `SHA-256(H(provider) ‖ H(provider info) ‖ H(ciphertext))`, or zeros to seal.
@@ -12,26 +11,22 @@ use crate::message::EncryptionContext;
 pub(super) struct Id([u8; 32]);
 
 impl Id {
-    pub(super) fn sealing(key: &Key, context: &EncryptionContext) -> Self {
-        Self::new(key, SEALING, context, [0; 32])
+    /// The entry that seals under `key` with the serialized context `pairs`.
+    pub(super) fn sealing(key: &Key, pairs: &[u8]) -> Self {
+        Self::new(key, SEALING, pairs, [0; 32])
     }
 
-    pub(super) fn opening(
-        key: &Key,
-        context: &EncryptionContext,
-        wrapped: &EncryptedDataKey,
-    ) -> Self {
+    /// The entry that opens what `wrapped` is the data key of.
+    pub(super) fn opening(key: &Key, pairs: &[u8], wrapped: &EncryptedDataKey) -> Self {
         let parts = [
             sha256(wrapped.provider_id.as_bytes()),
             sha256(wrapped.provider_info.as_bytes()),
             sha256(&wrapped.ciphertext),
         ];
-        Self::new(key, OPENING, context, sha256(parts.as_flattened()))
+        Self::new(key, OPENING, pairs, sha256(parts.as_flattened()))
     }
 
-    fn new(key: &Key, direction: u8, context: &EncryptionContext, wrapped: [u8; 32]) -> Self {
-        let mut pairs = Vec::with_capacity(context.serialized_len());
-        context.serialize(&mut pairs);
+    fn new(key: &Key, direction: u8, pairs: &[u8], wrapped: [u8; 32]) -> Self {
         let [suite_high, suite_low] = SUITE;
         let mut parts = [0; 139];
         let mut rest = parts.as_mut_slice();
@@ -40,7 +35,7 @@ impl Id {
             &[direction, suite_high, suite_low],
             &sha256(key.name().key.as_str().as_bytes()),
             &key.generation().to_be_bytes(),
-            &sha256(&pairs),
+            &sha256(pairs),
             &wrapped,
         ] {
             let (place, after) = rest.split_at_mut(part.len());

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use crate::identity::PrincipalPattern;
 use crate::kms::KeyRef;
 use crate::message::EncryptedDataKey;
+use crate::message::context;
 use crate::name::KeyName;
 use crate::name::TenantId;
 
@@ -77,6 +78,17 @@ impl Key {
         self.limits
     }
 
+    /// The pairs that stand in each of its encryption contexts, whoever calls: tenant, key and
+    /// the tenant's fixed pairs.
+    pub fn context(&self) -> impl Iterator<Item = (&str, &str)> {
+        [
+            (context::TENANT, self.name.tenant.as_str()),
+            (context::KEY, self.name.key.as_str()),
+        ]
+        .into_iter()
+        .chain(self.tenant.context())
+    }
+
     /// Who may do what with it.
     pub fn policy(&self) -> &KeyPolicy {
         &self.policy
@@ -129,13 +141,15 @@ impl Binding {
             .map(|(_, version)| version)
     }
 
-    /// The position of the key that `wrapped` says it was wrapped by: that very key, or else a
+    /// The key that `wrapped` says it was wrapped by, and its version: that very key, or else a
     /// replica of it.
-    pub fn unwrapper(&self, wrapped: &EncryptedDataKey) -> Option<usize> {
-        let named = |key: &KeyRef| key.to_string() == wrapped.provider_info;
-        self.iter()
-            .position(|key| key.claims(wrapped) && named(key))
-            .or_else(|| self.iter().position(|key| key.claims(wrapped)))
+    pub fn unwrapper(&self, wrapped: &EncryptedDataKey) -> Option<(usize, &KeyRef)> {
+        let claimed = |named: bool| {
+            let very = |key: &KeyRef| !named || key.to_string() == wrapped.provider_info;
+            let mut versions = (1..).zip(self.iter());
+            versions.find(|(_, key)| key.claims(wrapped) && very(key))
+        };
+        claimed(true).or_else(|| claimed(false))
     }
 
     /// All keys, oldest first.

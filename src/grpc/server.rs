@@ -35,6 +35,7 @@ use crate::grpc::service::Service;
 use crate::grpc::tls::Material;
 use crate::grpc::witness::Method;
 use crate::grpc::witness::Witness;
+use crate::strict::OutOfBounds;
 
 /// What the server serves.
 pub struct Parts {
@@ -84,29 +85,15 @@ impl Default for Limits {
     }
 }
 
-/// A limit is not usable.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{name} = {value} is not {least} to {most}")]
-pub struct LimitError {
-    /// Which.
-    pub name: &'static str,
-    /// As configured.
-    pub value: String,
-    /// The least that makes sense.
-    pub least: &'static str,
-    /// The ceiling.
-    pub most: &'static str,
-}
-
 impl Limits {
     /// Checks every limit against its ceiling.
     ///
     /// # Errors
-    /// [`LimitError`] for the first outside.
-    pub fn check(&self) -> Result<(), LimitError> {
+    /// [`OutOfBounds`] for the first outside.
+    pub fn check(&self) -> Result<(), OutOfBounds> {
         let count = |name, value: usize, ceiling, most| match value {
             value if (1..=ceiling).contains(&value) => Ok(()),
-            value => Err(LimitError {
+            value => Err(OutOfBounds {
                 name,
                 value: value.to_string(),
                 least: "1",
@@ -129,7 +116,7 @@ impl Limits {
         count("limits.in_flight", self.in_flight, 65_536, "65536")?;
         let span = |name, value: SignedDuration, least, floor, most, ceiling| {
             if value < floor || value > ceiling {
-                return Err(LimitError {
+                return Err(OutOfBounds {
                     name,
                     value: format!("{value:#}"),
                     least,

@@ -2,6 +2,8 @@
 
 use super::EncryptedDataKey;
 use super::EncryptionContext;
+use super::header;
+use super::reader::Reader;
 
 /// The encryption context and the encrypted data keys of a data key, serialized once for all the
 /// messages that it seals.
@@ -65,6 +67,25 @@ impl Envelope {
             }
         }
         Ok(Self(bytes.into_boxed_slice()))
+    }
+
+    /// The serialized encryption context.
+    pub fn context(&self) -> &[u8] {
+        let mut reader = Reader::new(&self.0);
+        let context = reader.u16().and_then(|length| reader.take(length.into()));
+        context.expect("`new` writes the context behind its length")
+    }
+
+    /// The encrypted data keys, in the order they were given in.
+    pub fn encrypted_data_keys(&self) -> Vec<EncryptedDataKey> {
+        let behind_context = 2 + self.context().len();
+        let keys = self.0.get(behind_context..).unwrap_or_default();
+        header::read_keys(&mut Reader::new(keys)).expect("`new` writes them in this form")
+    }
+
+    /// The length in bytes.
+    pub fn size(&self) -> usize {
+        self.0.len()
     }
 }
 

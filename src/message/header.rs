@@ -123,7 +123,7 @@ fn read_context(reader: &mut Reader<'_>) -> Result<EncryptionContext, Flaw> {
     EncryptionContext::parse(reader.take(length)?)
 }
 
-fn read_keys(reader: &mut Reader<'_>) -> Result<Vec<EncryptedDataKey>, Flaw> {
+pub(super) fn read_keys(reader: &mut Reader<'_>) -> Result<Vec<EncryptedDataKey>, Flaw> {
     let count = usize::from(reader.u16()?);
     envelope::check_count(count, envelope::MAX_KEYS_READ)?;
     let mut keys = Vec::new();

@@ -7,8 +7,8 @@ use std::path::Path;
 use jiff::Timestamp;
 use keybroker::clock::Clock as _;
 use keybroker::clock::System;
-use keybroker::config::Cache;
 use keybroker::config::Config;
+use keybroker::datakeys;
 use keybroker::directory;
 use keybroker::grpc::Limits;
 use keybroker::kms::aws;
@@ -48,7 +48,7 @@ fn the_example_shows_the_defaults() {
     let path = lay_out(folder.path(), &switched_on(&example("keybroker.toml")));
     let config = Config::load(&path).unwrap();
     assert_eq!(config.limits, Limits::default());
-    assert_eq!(config.cache, Cache::default());
+    assert_eq!(config.cache, datakeys::Config::default());
     let aws = aws::Config {
         endpoint: config.kms.aws.endpoint.clone(),
         ..aws::Config::default()

@@ -47,6 +47,7 @@ use keybroker::audit::Audit;
 use keybroker::audit::Sink;
 use keybroker::clock;
 use keybroker::clock::Clock;
+use keybroker::datakeys;
 use keybroker::datakeys::DataKeys;
 use keybroker::directory::Directory;
 use keybroker::grpc::Handle;
@@ -60,6 +61,7 @@ use keybroker::grpc::tls::Material;
 use keybroker::identity;
 use keybroker::identity::Rules;
 use keybroker::kms::Kms;
+use keybroker::metrics::Metrics;
 use keybroker::policy::Policy;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
@@ -155,6 +157,8 @@ pub struct Broker {
     pub kms: Arc<FakeKms>,
     /// Where the records go.
     pub trail: Trail,
+    /// What the broker counts.
+    pub metrics: Metrics,
     broker: Arc<keybroker::broker::Broker>,
     clock: Arc<dyn Clock>,
     identity: identity::Config,
@@ -185,8 +189,8 @@ pub struct Setup {
     pub clock: Arc<dyn Clock>,
     /// Another KMS than the fake one.
     pub kms: Option<Arc<dyn Kms>>,
-    /// Entries of the data-key cache in each direction.
-    pub data_keys: u64,
+    /// The data-key cache.
+    pub cache: datakeys::Config,
     folder: TempDir,
     bundles: Vec<identity::rules::BundleConfig>,
 }
@@ -207,7 +211,7 @@ impl Setup {
             },
             clock: Arc::new(clock::System),
             kms: None,
-            data_keys: 1000,
+            cache: datakeys::Config::default(),
             folder: tempfile::tempdir().unwrap(),
             bundles: Vec::new(),
         }
@@ -298,7 +302,8 @@ impl Broker {
         let policy = Policy::new(Arc::new(directory), Arc::new(rules)).unwrap();
         let fake = Arc::new(FakeKms::new());
         let kms = setup.kms.unwrap_or_else(|| fake.clone());
-        let data_keys = DataKeys::new(kms, Arc::clone(&setup.clock), setup.data_keys);
+        let metrics = Metrics::unread();
+        let data_keys = DataKeys::new(kms, Arc::clone(&setup.clock), metrics.clone(), &setup.cache);
         let broker = Arc::new(keybroker::broker::Broker::new(policy, data_keys));
 
         let trail = Trail::default();
@@ -320,6 +325,7 @@ impl Broker {
         }));
         Self {
             authority: setup.authority,
+            metrics,
             server_authority,
             kms: fake,
             trail,

@@ -16,6 +16,7 @@ use async_trait::async_trait;
 use keybroker::audit::Audit;
 use keybroker::audit::Sink;
 use keybroker::clock;
+use keybroker::datakeys;
 use keybroker::datakeys::DataKeys;
 use keybroker::directory::Directory;
 use keybroker::grpc::Limits;
@@ -32,6 +33,7 @@ use keybroker::kms::Kms;
 use keybroker::kms::Unwrapped;
 use keybroker::message::EncryptedDataKey;
 use keybroker::message::EncryptionContext;
+use keybroker::metrics::Metrics;
 use keybroker::policy::Policy;
 use tokio::net::UnixStream;
 
@@ -78,7 +80,12 @@ async fn refused(unix: UnixConfig) -> listener::Error {
     let directory = Directory::parse("", Path::new("tenants.toml")).unwrap();
     let rules = Rules::new(&identity::Config::default()).unwrap();
     let policy = Policy::new(Arc::new(directory), Arc::new(rules)).unwrap();
-    let data_keys = DataKeys::new(Arc::new(Unreachable), clock.clone(), 1);
+    let data_keys = DataKeys::new(
+        Arc::new(Unreachable),
+        clock.clone(),
+        Metrics::unread(),
+        &datakeys::Config::default(),
+    );
     let parts = Parts {
         broker: Arc::new(keybroker::broker::Broker::new(policy, data_keys)),
         audit: Audit::new(Sink::to(io::sink()), clock.clone()),

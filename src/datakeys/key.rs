@@ -1,0 +1,287 @@
+//! Data keys by direction: what seals has a budget and ends; what opens has an age.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Instant;
+use crate::crypto::random;
+use crate::datakeys::Error;
+use crate::datakeys::Source;
+use crate::datakeys::budget::Budget;
+use crate::datakeys::budget::Left;
+use crate::datakeys::budget::Spent;
+use crate::datakeys::origin::Material;
+use crate::datakeys::origin::Origin;
+use crate::datakeys::origin::Version;
+use crate::datakeys::refresh::Pace;
+use crate::directory::Key;
+use crate::kms;
+use crate::message;
+use crate::message::EncryptedDataKey;
+use crate::message::Envelope;
+use crate::message::Flaw;
+use crate::message::Message;
+use crate::metrics::Retirement;
+
+/// A data key that seals, with what stands in the header of each of its messages.
+pub struct SealingKey {
+    material: Arc<Material>,
+    envelope: Envelope,
+    version: Arc<Version>,
+    budget: Budget,
+    born: Instant,
+    soft: Soft,
+    pace: Pace,
+}
+
+/// Where a successor is fetched: before a hard limit, at a point of each key's own.
+struct Soft {
+    age: Duration,
+    left: Left,
+}
+
+/// How a reservation went.
+pub(super) enum Reservation {
+    /// Below all soft limits.
+    Fresh,
+    /// Past one: a successor is due.
+    Stale,
+}
+
+impl SealingKey {
+    /// A key asked for at `born`. `chance` is random: it decides where its soft limits are, so
+    /// that keys of one hour do not all end in the same second.
+    pub(super) fn new(
+        material: Arc<Material>,
+        envelope: Envelope,
+        version: Arc<Version>,
+        born: Instant,
+        chance: u8,
+    ) -> Self {
+        let limits = material.origin().key().limits();
+        let soft = Soft {
+            age: limits.max_age * (SOFT_LEAST + SOFT_SPREAD * u32::from(chance) / 255) / 1000,
+            left: Left {
+                messages: rest(limits.max_messages, chance),
+                bytes: rest(limits.max_bytes, chance),
+            },
+        };
+        Self {
+            budget: Budget::new(Left {
+                messages: limits.max_messages,
+                bytes: limits.max_bytes,
+            }),
+            pace: Pace::new(born + soft.age),
+            material,
+            envelope,
+            version,
+            born,
+            soft,
+        }
+    }
+
+    /// Counts a message of `bytes` for the holder of a permit for `key` with the serialized
+    /// context `pairs`. The identity of the entry says already that both are this key's; a hit is
+    /// checked all the same, as if it came from KMS.
+    ///
+    /// # Errors
+    /// Why this key is spent.
+    pub(super) fn reserve(
+        &self,
+        key: &Key,
+        pairs: &[u8],
+        now: Instant,
+        bytes: u64,
+    ) -> Result<Reservation, Spoiled> {
+        if !self.origin().is_of(key) || self.envelope.context() != pairs {
+            return Err(Spoiled::Mistaken);
+        }
+        if let Some(why) = self.ended(now) {
+            return Err(Spoiled::Spent(why));
+        }
+        let left = self.budget.reserve(bytes).map_err(|spent| match spent {
+            Spent::Bytes => Spoiled::Spent(Retirement::Bytes),
+            Spent::Messages => Spoiled::Spent(Retirement::Messages),
+        })?;
+        match self.soft_limit(now, left) {
+            Some(_) => Ok(Reservation::Stale),
+            None => Ok(Reservation::Fresh),
+        }
+    }
+
+    /// Why it may serve no more, whatever its budget.
+    pub(super) fn ended(&self, now: Instant) -> Option<Retirement> {
+        let old = || (now >= self.hard()).then_some(Retirement::Age);
+        self.origin().cut().or_else(old)
+    }
+
+    /// Which soft limit is passed, if one is.
+    pub(super) fn due(&self, now: Instant) -> Option<Retirement> {
+        self.soft_limit(now, self.budget.left())
+    }
+
+    fn soft_limit(&self, now: Instant, left: Left) -> Option<Retirement> {
+        if now.since(self.born) >= self.soft.age {
+            return Some(Retirement::Age);
+        }
+        if left.messages < self.soft.left.messages {
+            return Some(Retirement::Messages);
+        }
+        (left.bytes < self.soft.left.bytes).then_some(Retirement::Bytes)
+    }
+
+    /// The same data key for the other direction, so that what was wrapped here is never unwrapped
+    /// by KMS.
+    pub(super) fn opener(&self) -> OpeningKey {
+        OpeningKey {
+            material: Arc::clone(&self.material),
+            version: Arc::clone(&self.version),
+            born: self.born,
+        }
+    }
+
+    pub(super) fn origin(&self) -> &Arc<Origin> {
+        self.material.origin()
+    }
+
+    pub(super) fn envelope(&self) -> &Envelope {
+        &self.envelope
+    }
+
+    pub(super) fn pace(&self) -> &Pace {
+        &self.pace
+    }
+
+    /// When it was asked for.
+    pub(super) fn born(&self) -> Instant {
+        self.born
+    }
+
+    /// When it serves no more.
+    pub(super) fn hard(&self) -> Instant {
+        self.born + self.origin().key().limits().max_age
+    }
+
+    /// How many messages it was reserved for.
+    pub(super) fn uses(&self) -> u64 {
+        let most = self.origin().key().limits().max_messages;
+        most.saturating_sub(self.budget.left().messages)
+    }
+}
+
+/// Why a sealing key was not reserved.
+pub(super) enum Spoiled {
+    /// It is not of this identity: a fault of our own.
+    Mistaken,
+    /// It has reached a limit or was cut off.
+    Spent(Retirement),
+}
+
+/// A data key that opens.
+pub struct OpeningKey {
+    material: Arc<Material>,
+    version: Arc<Version>,
+    born: Instant,
+}
+
+impl OpeningKey {
+    pub(super) fn new(material: Arc<Material>, version: Arc<Version>, born: Instant) -> Self {
+        Self {
+            material,
+            version,
+            born,
+        }
+    }
+
+    /// Why it may serve no more.
+    pub(super) fn ended(&self, now: Instant) -> Option<Retirement> {
+        let old = || (now >= self.hard()).then_some(Retirement::Age);
+        self.origin().cut().or_else(old)
+    }
+
+    pub(super) fn origin(&self) -> &Arc<Origin> {
+        self.material.origin()
+    }
+
+    /// When it serves no more.
+    pub(super) fn hard(&self) -> Instant {
+        self.born + self.origin().key().limits().max_age
+    }
+}
+
+/// A sealing key with one message already counted.
+pub struct Reserved {
+    pub(super) key: Arc<SealingKey>,
+    /// Where the data key came from.
+    pub source: Source,
+}
+
+impl Reserved {
+    /// Seals the one message that was reserved.
+    ///
+    /// # Errors
+    /// The random generator's failure.
+    pub fn seal(self, associated_data: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, random::Error> {
+        let key = &self.key;
+        message::seal(
+            key.material.secret(),
+            &key.envelope,
+            associated_data,
+            plaintext,
+        )
+    }
+
+    /// The key version that wraps the data key.
+    pub fn version(&self) -> &Arc<Version> {
+        &self.key.version
+    }
+}
+
+/// An opening key on its way to a message.
+pub struct Opener {
+    pub(super) key: Arc<OpeningKey>,
+    /// Where the data key came from.
+    pub source: Source,
+}
+
+impl Opener {
+    /// Opens `message`.
+    ///
+    /// # Errors
+    /// [`Flaw`]: nothing of the plaintext is returned.
+    pub fn open(&self, message: &Message<'_>, associated_data: &[u8]) -> Result<Vec<u8>, Flaw> {
+        message.open(self.key.material.secret(), associated_data)
+    }
+
+    /// The key version that wrapped the data key.
+    pub fn version(&self) -> &Arc<Version> {
+        &self.key.version
+    }
+}
+
+/// What KMS gave for sealing under `origin`, as a key.
+pub(super) fn sealing(
+    fetched: kms::DataKey,
+    context: &message::EncryptionContext,
+    origin: &Arc<Origin>,
+    born: Instant,
+    chance: u8,
+) -> Result<SealingKey, Error> {
+    let wrapped: EncryptedDataKey = fetched.wrapped;
+    let envelope = Envelope::new(context, std::slice::from_ref(&wrapped))
+        .map_err(|_| Error::Bug("a wrapped data key over the format's limits"))?;
+    let version = origin.named(&wrapped, true);
+    let material = Arc::new(Material::new(fetched.plaintext, origin));
+    Ok(SealingKey::new(material, envelope, version, born, chance))
+}
+
+/// What is left of `most` at the soft limit: nothing of a small number, which then has none.
+fn rest(most: u64, chance: u8) -> u64 {
+    let share = 1000 - SOFT_LEAST - SOFT_SPREAD * u32::from(chance) / 255;
+    most / 1000 * u64::from(share)
+}
+
+/// Soft limits lie at 0.7 to 0.9 of the hard ones, in thousandths: time enough to fetch a
+/// successor, and spread enough that keys filled together are not refreshed together.
+const SOFT_LEAST: u32 = 700;
+const SOFT_SPREAD: u32 = 200;
