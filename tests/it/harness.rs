@@ -442,3 +442,13 @@ pub async fn soon<F: Future>(future: F) -> F::Output {
         .await
         .expect("it happens within 30 s")
 }
+
+/// Waits until `condition` holds, without a sleep: the rest of the test's runtime goes on.
+pub async fn until(condition: impl Fn() -> bool) {
+    soon(async {
+        while !condition() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}

@@ -17,6 +17,7 @@ mod harness;
 
 mod aws;
 mod bodies;
+mod cache;
 mod checksums;
 mod ciphertexts;
 mod cli;

@@ -40,6 +40,17 @@ enum Mood {
     Good,
     Failing(Error),
     Panicking,
+    Ruled(Arc<dyn Fn(&Call<'_>) -> Result<(), Error> + Send + Sync>),
+}
+
+/// What is asked of KMS.
+pub struct Call<'a> {
+    /// `GenerateDataKey` or `Decrypt`.
+    pub operation: &'static str,
+    /// Of which key.
+    pub key: String,
+    /// With which context.
+    pub context: &'a EncryptionContext,
 }
 
 /// While it lives, calls that arrive wait.
@@ -92,6 +103,11 @@ impl FakeKms {
         *self.mood.lock().unwrap() = Mood::Panicking;
     }
 
+    /// From now on, every call for which `rule` has an error fails so.
+    pub fn rule(&self, rule: impl Fn(&Call<'_>) -> Result<(), Error> + Send + Sync + 'static) {
+        *self.mood.lock().unwrap() = Mood::Ruled(Arc::new(rule));
+    }
+
     /// From now on, calls are answered.
     pub fn heal(&self) {
         *self.mood.lock().unwrap() = Mood::Good;
@@ -135,7 +151,12 @@ impl FakeKms {
         Arc::clone(keys.entry(key.to_string()).or_insert_with(fresh))
     }
 
-    async fn arrive(&self) -> Result<(), Error> {
+    async fn arrive(
+        &self,
+        operation: &'static str,
+        key: &KeyRef,
+        context: &EncryptionContext,
+    ) -> Result<(), Error> {
         self.arrived.send_modify(|arrived| *arrived += 1);
         let _open = self.gate.acquire().await.unwrap();
         let mood = self.mood.lock().unwrap().clone();
@@ -143,6 +164,11 @@ impl FakeKms {
             Mood::Good => Ok(()),
             Mood::Failing(error) => Err(error),
             Mood::Panicking => panic!("a KMS that was told to panic"),
+            Mood::Ruled(rule) => rule(&Call {
+                operation,
+                key: key.to_string(),
+                context,
+            }),
         }
     }
 }
@@ -155,7 +181,7 @@ impl Kms for FakeKms {
         context: &EncryptionContext,
     ) -> Result<DataKey, Error> {
         self.generated.fetch_add(1, Ordering::SeqCst);
-        self.arrive().await?;
+        self.arrive("GenerateDataKey", key, context).await?;
         let plaintext = Secret::random().unwrap();
         Ok(DataKey {
             wrapped: self.wrap(key, &plaintext, context),
@@ -171,7 +197,7 @@ impl Kms for FakeKms {
         context: &EncryptionContext,
     ) -> Result<Unwrapped, Error> {
         self.opened.fetch_add(1, Ordering::SeqCst);
-        self.arrive().await?;
+        self.arrive("Decrypt", key, context).await?;
         if !key.claims(wrapped) {
             return Err(Error::IncorrectKey);
         }
