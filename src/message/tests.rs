@@ -5,8 +5,6 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use serde::Deserialize;
 
-use crate::crypto::aead;
-
 use super::*;
 
 /// A message frozen in `tests/vectors`; bytes are hex.
@@ -334,123 +332,6 @@ fn single_block(nonce: &[u8; 12], plaintext: &[u8]) -> Vec<u8> {
     let mut content = plaintext.to_vec();
     let tag = keys.content.seal_in_place(nonce, &additional, &mut content);
     [message.as_slice(), nonce, &length, &content, &tag.0].concat()
-}
-
-/// GCM alone does not bind a message to one key: with a free block in the header and one in the
-/// frame, both tags can be made to verify under the content keys of two data keys. Every tag is
-/// linear over GF(2^128) in such a block `X`: `T = T(0) + X · (T(1) + T(0))`.
-#[test]
-fn a_message_that_authenticates_under_two_keys_opens_under_the_committed_one_alone() {
-    let id = [7; MESSAGE_ID];
-    let keys = [1, 2].map(|byte| Keys::derive(&data_key(byte), &id));
-
-    // The encrypted data key gets 16 bytes that begin at a block of `H`.
-    let start = VERSION_TO_KEY + (16 - VERSION_TO_KEY % 16) % 16;
-    let header = |block: u128| {
-        let mut ciphertext = vec![0; start - VERSION_TO_KEY];
-        ciphertext.extend(block.to_be_bytes());
-        let wrapped = EncryptedDataKey {
-            ciphertext,
-            ..wrapped()
-        };
-        let envelope = Envelope::new(&context(), &[wrapped]).expect("an envelope");
-        let fixed = [
-            b"\x02\x04\x78".as_slice(),
-            &id,
-            &envelope.0,
-            &[2, 0, 0, 0, 16],
-        ]
-        .concat();
-        [fixed.as_slice(), keys[0].commitment.expose()].concat()
-    };
-    let header_tag =
-        |key: &aead::Key, block: u128| tag(key.seal_in_place(&[0; 12], &header(block), &mut []));
-    let block = collide(&keys, header_tag);
-    let header_bytes = header(block);
-    assert_eq!(header_bytes[start..start + 16], block.to_be_bytes());
-
-    let nonce = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
-    let label = b"AWSKMSEncryptionClient Final Frame".as_slice();
-    let length = [0, 0, 0, 0, 0, 0, 0, 16];
-    let additional = [id.as_slice(), label, &[0, 0, 0, 1], &length].concat();
-    let frame_tag = |key: &aead::Key, ciphertext: u128| {
-        let mut buffer = [0; 16];
-        key.seal_in_place(&nonce, &additional, &mut buffer);
-        let keystream = u128::from_be_bytes(buffer);
-        let mut buffer = (ciphertext ^ keystream).to_be_bytes();
-        let tag = tag(key.seal_in_place(&nonce, &additional, &mut buffer));
-        assert_eq!(buffer, ciphertext.to_be_bytes());
-        tag
-    };
-    let content = collide(&keys, frame_tag);
-
-    let marker = [0xff; 4];
-    let message = [
-        header_bytes.as_slice(),
-        &header_tag(&keys[0].content, block).to_be_bytes(),
-        &marker,
-        &[0, 0, 0, 1],
-        &nonce,
-        &[0, 0, 0, 16],
-        &content.to_be_bytes(),
-        &frame_tag(&keys[0].content, content).to_be_bytes(),
-    ]
-    .concat();
-    let parsed = Message::parse(&message).expect("well formed");
-    assert!(parsed.open(&data_key(1), b"").is_ok());
-    assert_eq!(
-        parsed.open(&data_key(2), b""),
-        Err(Flaw::CommitmentMismatch)
-    );
-}
-
-/// Where the ciphertext of the one encrypted data key begins: after version, suite, message id,
-/// context, count and the other two fields.
-const VERSION_TO_KEY: usize = 3 + 32 + (2 + 13) + 2 + (2 + 7) + (2 + 47) + 2;
-
-/// The block for which both keys make the same tag.
-fn collide(keys: &[Keys; 2], tag: impl Fn(&aead::Key, u128) -> u128) -> u128 {
-    let [one, two] = [0, 1].map(|at: usize| {
-        let constant = tag(&keys[at].content, 0);
-        (constant, tag(&keys[at].content, ONE) ^ constant)
-    });
-    let block = multiply(one.0 ^ two.0, invert(one.1 ^ two.1));
-    assert_eq!(tag(&keys[0].content, block), tag(&keys[1].content, block));
-    block
-}
-
-fn tag(tag: aead::Tag) -> u128 {
-    u128::from_be_bytes(tag.0)
-}
-
-/// The 1 of GCM's field, whose bits run from the left.
-const ONE: u128 = 1 << 127;
-
-/// NIST SP 800-38D, section 6.3.
-fn multiply(x: u128, y: u128) -> u128 {
-    let reduction = 0xe1 << 120;
-    let mut product = 0;
-    let mut shifted = y;
-    for bit in (0..128).rev() {
-        if x >> bit & 1 == 1 {
-            product ^= shifted;
-        }
-        let carry = shifted & 1;
-        shifted >>= 1;
-        shifted ^= carry * reduction;
-    }
-    product
-}
-
-/// `x^(2^128 − 2)`.
-fn invert(x: u128) -> u128 {
-    let mut inverse = ONE;
-    let mut power = x;
-    for _ in 1..128 {
-        power = multiply(power, power);
-        inverse = multiply(inverse, power);
-    }
-    inverse
 }
 
 proptest! {

@@ -1,6 +1,8 @@
 //! Every way in which a ciphertext fails to open reads the same to its sender; the record knows
 //! which it was.
 
+mod commitment;
+
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
@@ -32,6 +34,14 @@ fn good(ciphertext: Vec<u8>) -> pb::DecryptRequest {
         encryption_context: pairs([("table", "users")]),
         associated_data: "row 1".into(),
         ..Default::default()
+    }
+}
+
+/// [`good`] without associated data, as a message by another hand is sealed.
+fn unbound(ciphertext: Vec<u8>) -> pb::DecryptRequest {
+    pb::DecryptRequest {
+        associated_data: Bytes::new(),
+        ..good(ciphertext)
     }
 }
 
@@ -181,7 +191,7 @@ async fn each_failure_has_its_own_cause_in_the_record() {
     };
     let foreign = foreign_message(&broker, "globex-orders", "acme", "orders");
     let other_tenants = foreign_message(&broker, "acme-orders", "globex", "orders");
-    let unbound = unbound_message(&broker);
+    let bare = bare_message(&broker);
     let cases = [
         ("empty", with(Vec::new())),
         ("base64", with(STANDARD.encode(&message).into_bytes())),
@@ -200,7 +210,7 @@ async fn each_failure_has_its_own_cause_in_the_record() {
             "context_no_key",
             pb::DecryptRequest {
                 name: String::new(),
-                ..with(unbound)
+                ..with(bare)
             },
         ),
         (
@@ -252,10 +262,7 @@ async fn a_message_that_names_a_foreign_key_reaches_no_kms() {
     let broker = Broker::start().await;
     let mut web = broker.caller(WEB).await;
     let foreign = foreign_message(&broker, "globex-orders", "acme", "orders");
-    let request = pb::DecryptRequest {
-        associated_data: Bytes::new(),
-        ..good(foreign)
-    };
+    let request = unbound(foreign);
     refused(&mut web, request, "foreign").await;
     assert_eq!(broker.kms_calls(), 0);
     assert_eq!(causes(&broker), ["foreign_key"]);
@@ -265,10 +272,7 @@ async fn a_message_that_names_a_foreign_key_reaches_no_kms() {
 async fn a_message_by_another_hand_under_the_same_key_opens() {
     let broker = Broker::start().await;
     let mut web = broker.caller(WEB).await;
-    let request = pb::DecryptRequest {
-        associated_data: Bytes::new(),
-        ..good(foreign_message(&broker, "acme-orders", "acme", "orders"))
-    };
+    let request = unbound(foreign_message(&broker, "acme-orders", "acme", "orders"));
     let opened = web.decrypt(request).await.unwrap().into_inner();
     assert_eq!(opened.plaintext, "from elsewhere");
     assert_eq!(broker.kms.decrypt_calls(), 1);
@@ -278,10 +282,7 @@ async fn a_message_by_another_hand_under_the_same_key_opens() {
 async fn what_kms_says_of_an_unwrapping_is_told_apart_from_a_bad_ciphertext() {
     let broker = Broker::start().await;
     let mut web = broker.caller(WEB).await;
-    let request = || pb::DecryptRequest {
-        associated_data: Bytes::new(),
-        ..good(foreign_message(&broker, "acme-orders", "acme", "orders"))
-    };
+    let request = || unbound(foreign_message(&broker, "acme-orders", "acme", "orders"));
     broker.kms.fail(keybroker::kms::Error::IncorrectKey);
     refused(&mut web, request(), "another key's").await;
     broker.kms.fail(keybroker::kms::Error::Disabled);
@@ -304,19 +305,23 @@ fn foreign_message(broker: &Broker, kms: &str, tenant: &str, key: &str) -> Vec<u
 }
 
 /// A message of another producer: none of our pairs.
-fn unbound_message(broker: &Broker) -> Vec<u8> {
+fn bare_message(broker: &Broker) -> Vec<u8> {
     message_of(broker, "acme-orders", &[("table", "users")])
 }
 
 fn message_of(broker: &Broker, kms: &str, context: &[(&str, &str)]) -> Vec<u8> {
-    let pairs = context
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    let context = EncryptionContext::new(pairs).unwrap();
+    let context = context_of(context);
     let data_key = Secret::random().unwrap();
     let wrapped = broker
         .kms
         .wrap(&KeyRef::Local(kms.to_owned()), &data_key, &context);
     let envelope = Envelope::new(&context, &[wrapped]).unwrap();
     message::seal(&data_key, &envelope, b"", b"from elsewhere").unwrap()
+}
+
+fn context_of(pairs: &[(&str, &str)]) -> EncryptionContext {
+    let pairs = pairs
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    EncryptionContext::new(pairs).unwrap()
 }
