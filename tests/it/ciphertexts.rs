@@ -2,6 +2,7 @@
 //! which it was.
 
 mod commitment;
+mod unasked;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
