@@ -2,6 +2,7 @@
 //! which it was.
 
 mod commitment;
+mod randomness;
 mod unasked;
 
 use std::collections::BTreeMap;
