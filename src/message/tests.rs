@@ -195,6 +195,32 @@ fn every_changed_byte_is_refused() {
 }
 
 #[test]
+fn a_frame_that_does_not_verify_becomes_zeros() {
+    let messages = [
+        sealed(16, b"", &[5; 40]),
+        sealed(16, b"", &[5; 48]),
+        single_block(&[3; 12], &[5; 40]),
+    ];
+    for mut bent in messages {
+        *bent.last_mut().expect("a tag") ^= 1;
+        let message = Message::parse(&bent).expect("a header");
+        let keys = Keys::derive(&data_key(1), message.header.message_id);
+        let body = Body::new(&keys.content, message.header.message_id);
+        let (mut plaintext, mut refused) = (Vec::new(), 0);
+        for frame in Frames::new(message.body, message.header.framing) {
+            let verified = plaintext.len();
+            let opened = body.open(&frame.expect("in its place"), &mut plaintext);
+            let (before, added) = plaintext.split_at(verified);
+            assert!(before.iter().all(|byte| *byte == 5) && !added.is_empty());
+            let expected = if opened.is_ok() { 5 } else { 0 };
+            assert!(added.iter().all(|byte| *byte == expected));
+            refused += usize::from(opened.is_err());
+        }
+        assert_eq!(refused, 1);
+    }
+}
+
+#[test]
 fn every_shortened_message_is_refused() {
     let message = sealed(16, b"", &[5; 40]);
     for length in 1..message.len() {

@@ -4,6 +4,7 @@
 mod commitment;
 mod randomness;
 mod unasked;
+mod wiping;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
