@@ -87,8 +87,8 @@ impl Write for Trail {
             return Err(io::Error::other("a sink that was told to fail"));
         }
         state.text.extend_from_slice(bytes);
-        let lines = state.text.iter().filter(|byte| **byte == b'\n').count();
-        self.0.lines.send_replace(lines);
+        let ended = bytes.iter().filter(|byte| **byte == b'\n').count();
+        self.0.lines.send_modify(|lines| *lines += ended);
         Ok(bytes.len())
     }
 
