@@ -8,10 +8,13 @@ mod wiping;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use futures_util::future::join_all;
 use keybroker::crypto::Secret;
 use keybroker::grpc::pb;
 use keybroker::kms::KeyRef;
@@ -28,6 +31,8 @@ use crate::harness::WEB;
 use crate::harness::rpcs::encrypt;
 use crate::harness::rpcs::identified;
 use crate::harness::rpcs::pairs;
+use crate::support::figures;
+use crate::support::scale::scaled;
 
 /// Decrypts under `keys/orders` as [`sealed`] wants it, whatever the bytes are.
 fn good(ciphertext: Vec<u8>) -> pb::DecryptRequest {
@@ -127,6 +132,38 @@ async fn a_message_with_any_byte_altered_does_not_open() {
     ] {
         assert!(distinct.contains(expected), "{expected} in {distinct:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn not_one_of_a_thousand_messages_opens_with_a_byte_altered() {
+    let altered = AtomicUsize::new(0);
+    let rounds = scaled(1, 20);
+    for round in 0..rounds {
+        // Its records stay in memory, so each broker sees a part.
+        let broker = Broker::start().await;
+        let mut web = broker.caller(WEB).await;
+        for length in 1..=50 {
+            let message = &sealed(&mut web, vec![7; length]).await;
+            let altered = &altered;
+            let streams = (0..8).map(|stream| {
+                let mut web = web.clone();
+                async move {
+                    for position in (stream..message.len()).step_by(8) {
+                        let mut bytes = message.clone();
+                        bytes[position] ^= 1 << ((round + length + position) % 8);
+                        let what = format!("{length}: byte {position}");
+                        refused(&mut web, good(bytes), &what).await;
+                        altered.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+            join_all(streams).await;
+        }
+    }
+    figures::record(
+        "altered_bytes",
+        [("messages", 50 * rounds), ("refused", altered.into_inner())],
+    );
 }
 
 #[tokio::test]
