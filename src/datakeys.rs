@@ -363,7 +363,7 @@ impl DataKeys {
     ) -> Result<Opener, Error> {
         loop {
             let question = question();
-            let share = Arc::clone(&question.share);
+            let (share, id) = (Arc::clone(&question.share), question.id);
             let (key, source) = self.upstream.opening(question, wrapped.clone()).await?;
             match key.ended(self.upstream.clock.now()) {
                 None => {
@@ -374,7 +374,7 @@ impl DataKeys {
                     return Err(too_late());
                 }
                 // It was cut off on its way, or somebody else's answer was too late.
-                Some(_) => {}
+                Some(why) => retire_opening(&share, &id, &key, why),
             }
         }
     }
@@ -428,6 +428,15 @@ fn retire_sealing(share: &Share, id: &Id, key: &Arc<SealingKey>, why: Retirement
         && slot.key().is_some_and(|current| Arc::ptr_eq(&current, key))
     {
         share.retire(&Entry::Sealing(slot), why);
+    }
+}
+
+/// As [`retire_sealing`].
+fn retire_opening(share: &Share, id: &Id, key: &Arc<OpeningKey>, why: Retirement) {
+    if let Some(slot) = share.opening(id)
+        && slot.key().is_some_and(|current| Arc::ptr_eq(&current, key))
+    {
+        share.retire(&Entry::Opening(slot), why);
     }
 }
 

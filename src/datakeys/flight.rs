@@ -22,19 +22,26 @@ use crate::sync::spawn;
 use crate::sync::within;
 
 /// The calls under way, by entry.
-pub(super) struct Flights<T>(Arc<Mutex<HashMap<Id, Flight<T>>>>);
+pub(super) struct Flights<T> {
+    flights: Table<T>,
+    longest: Duration,
+}
+
+type Table<T> = Arc<Mutex<HashMap<Id, Flight<T>>>>;
 
 /// What a flight ends in: the key, and how KMS names its call.
 pub(super) type Landed<T> = Result<(T, Option<String>), Error>;
 type Flight<T> = Shared<BoxFuture<'static, Landed<T>>>;
 
-impl<T> Default for Flights<T> {
-    fn default() -> Self {
-        Self(Arc::default())
-    }
-}
-
 impl<T: Clone + Send + Sync + 'static> Flights<T> {
+    /// No calls yet, each of which may take as long as `longest`.
+    pub(super) fn new(longest: Duration) -> Self {
+        Self {
+            flights: Arc::default(),
+            longest,
+        }
+    }
+
     /// Waits for the flight of `id`, starting `fetch` if there is none. `fetch` puts its result
     /// into the cache before it returns; `cached` looks there.
     pub(super) async fn join(
@@ -44,7 +51,7 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         fetch: impl Future<Output = Landed<T>> + Send + 'static,
     ) -> Result<(T, Source), Error> {
         let (flight, mine) = {
-            let mut flights = lock(&self.0);
+            let mut flights = lock(&self.flights);
             match flights.get(&id) {
                 Some(flight) => (flight.clone(), false),
                 None => {
@@ -69,16 +76,17 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
 
     /// Whether no call is under way.
     pub(super) fn is_empty(&self) -> bool {
-        lock(&self.0).is_empty()
+        lock(&self.flights).is_empty()
     }
 
     fn start(&self, id: Id, fetch: impl Future<Output = Landed<T>> + Send + 'static) -> Flight<T> {
-        let flights = Arc::clone(&self.0);
+        let flights = Arc::clone(&self.flights);
+        let longest = self.longest;
         let task = spawn(async move {
             // Made in here: a runtime that is closing drops the task where it is spawned, under
             // the lock that a slot takes.
             let _slot = Slot { flights, id };
-            within(LONGEST, fetch)
+            within(longest, fetch)
                 .await
                 .unwrap_or_else(|| Err(kms::Error::Unavailable("no answer in time".into()).into()))
         });
@@ -90,7 +98,7 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
 
 /// Leaves the table when the flight ends.
 struct Slot<T> {
-    flights: Arc<Mutex<HashMap<Id, Flight<T>>>>,
+    flights: Table<T>,
     id: Id,
 }
 
@@ -102,3 +110,53 @@ impl<T> Drop for Slot<T> {
 
 /// Bounds a flight whatever KMS and its client do.
 pub(super) const LONGEST: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::future::ready;
+
+    use super::*;
+
+    fn nothing() -> Option<u8> {
+        None
+    }
+
+    #[tokio::test]
+    async fn a_call_that_takes_too_long_makes_way_for_the_next() {
+        let flights = Flights::new(Duration::ZERO);
+        let id = Id::any();
+        let hung = pending::<Landed<u8>>();
+        let error = flights
+            .join(id, nothing, hung)
+            .await
+            .expect_err("no answer");
+        assert!(matches!(error, Error::Kms(kms::Error::Unavailable(_))));
+        assert!(flights.is_empty());
+        let next = flights.join(id, nothing, ready(Ok((7, None)))).await;
+        assert_eq!(next, Ok((7, Source::Miss(None))));
+    }
+
+    #[tokio::test]
+    async fn a_panic_makes_way_for_the_next() {
+        let flights = Flights::new(LONGEST);
+        let id = Id::any();
+        let error = flights.join(id, nothing, async { panic!("as told") }).await;
+        assert_eq!(error, Err(Error::Bug("a KMS call panicked")));
+        let next = flights.join(id, nothing, ready(Ok((7, None)))).await;
+        assert_eq!(next, Ok((7, Source::Miss(None))));
+    }
+
+    #[tokio::test]
+    async fn nobody_but_its_task_ends_a_call() {
+        let flights = Flights::new(LONGEST);
+        let id = Id::any();
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let fetch = async move { Ok((answered.await.expect("an answer"), None)) };
+        let leader = flights.join(id, nothing, fetch);
+        assert!(leader.now_or_never().is_none(), "and the leader is gone");
+        let follower = flights.join(id, nothing, pending());
+        answer.send(7).expect("the call goes on");
+        assert_eq!(follower.await, Ok((7, Source::Coalesced)));
+    }
+}

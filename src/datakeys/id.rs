@@ -47,6 +47,14 @@ impl Id {
     }
 }
 
+#[cfg(test)]
+impl Id {
+    /// One that is none of a real entry.
+    pub(super) fn any() -> Self {
+        Self([0; 32])
+    }
+}
+
 const SEALING: u8 = 1;
 const OPENING: u8 = 2;
 /// The one suite that is written and read.

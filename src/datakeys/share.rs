@@ -12,6 +12,7 @@ use moka::sync::Cache;
 use crate::clock::Clock;
 use crate::clock::Instant;
 use crate::datakeys::flight::Flights;
+use crate::datakeys::flight::LONGEST;
 use crate::datakeys::id::Id;
 use crate::datakeys::key::OpeningKey;
 use crate::datakeys::key::SealingKey;
@@ -102,8 +103,8 @@ impl Share {
             books,
             due: Mutex::default(),
             origins: Mutex::default(),
-            sealing_flights: Flights::default(),
-            opening_flights: Flights::default(),
+            sealing_flights: Flights::new(LONGEST),
+            opening_flights: Flights::new(LONGEST),
             refusals: Refusals::default(),
             probes: Probes::default(),
             tally,
@@ -300,6 +301,13 @@ impl Books {
         if let Taken::Sealing(key) = taken {
             let age = self.clock.now().since(key.born());
             self.metrics.retired(why, age, key.uses());
+            tracing::debug!(
+                key = %key.origin().key().name(),
+                reason = why.label(),
+                age = age.as_secs(),
+                messages = key.uses(),
+                "retired a data key"
+            );
         }
     }
 }

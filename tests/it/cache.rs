@@ -11,6 +11,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use keybroker::clock::Manual;
 use keybroker::grpc::pb;
+use keybroker::kms;
 use keybroker::metrics::Retirement;
 
 use crate::harness::Broker;
@@ -18,8 +19,11 @@ use crate::harness::Client;
 use crate::harness::Start;
 use crate::harness::TENANTS;
 use crate::harness::WEB;
+use crate::harness::reason;
+use crate::harness::rpcs::decrypt;
 use crate::harness::rpcs::encrypt;
 use crate::harness::rpcs::pairs;
+use crate::harness::rpcs::seal;
 
 /// A broker on a clock that stands still, and the clock.
 fn on_a_clock() -> (Start, Arc<Manual>) {
@@ -91,6 +95,39 @@ async fn why_a_key_was_retired_is_counted() {
     clock.advance(Duration::from_secs(301));
     cache.sweep();
     assert_eq!(retired(Retirement::Age), (1, 4));
+}
+
+#[tokio::test]
+async fn a_machine_that_slept_wakes_with_dead_keys() {
+    let (start, clock) = on_a_clock();
+    let broker = start.await;
+    let mut web = broker.caller(WEB).await;
+    let sealed = seal(&mut web, "keys/orders", "x").await;
+    broker.kms.fail(kms::Error::Unavailable("away".into()));
+    clock.advance(Duration::from_secs(3600));
+    let refused = web.encrypt(encrypt("keys/orders", "x")).await;
+    assert_eq!(reason(refused), "KMS_UNAVAILABLE");
+    let refused = web.decrypt(decrypt(&sealed)).await;
+    assert_eq!(reason(refused), "KMS_UNAVAILABLE");
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_after_a_sleep_is_too_old() {
+    let (start, clock) = on_a_clock();
+    let broker = start.await;
+    let web = broker.caller(WEB).await;
+    let held = broker.kms.hold().await;
+    let mut caller = web.clone();
+    let asking = tokio::spawn(async move { caller.encrypt(encrypt("keys/orders", "x")).await });
+    broker.kms.reached(1).await;
+    clock.advance(Duration::from_secs(3600));
+    drop(held);
+    assert_eq!(reason(asking.await.unwrap()), "KMS_UNAVAILABLE");
+    web.clone()
+        .encrypt(encrypt("keys/orders", "x"))
+        .await
+        .unwrap();
+    assert_eq!(broker.kms_calls(), 2);
 }
 
 #[tokio::test]

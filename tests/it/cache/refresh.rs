@@ -141,7 +141,7 @@ async fn a_key_whose_messages_run_low_has_a_successor() {
     }
     until(|| broker.metrics.refreshes().done == 1).await;
     assert_eq!(broker.metrics.retirements(Retirement::Messages), 1);
-    for _ in 0..1000 {
+    for _ in 0..400 {
         web.encrypt(encrypt("keys/orders", "x")).await.unwrap();
     }
     assert_eq!(broker.metrics.lookups().misses, 1);

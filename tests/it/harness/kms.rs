@@ -40,8 +40,10 @@ enum Mood {
     Good,
     Failing(Error),
     Panicking,
-    Ruled(Arc<dyn Fn(&Call<'_>) -> Result<(), Error> + Send + Sync>),
+    Ruled(Rule),
 }
+
+type Rule = Arc<dyn Fn(&Call<'_>) -> Result<(), Error> + Send + Sync>;
 
 /// What is asked of KMS.
 pub struct Call<'a> {
