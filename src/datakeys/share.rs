@@ -41,7 +41,9 @@ pub(super) struct Share {
     books: Arc<Books>,
     /// Entries to look at again, by the second of the boot clock.
     due: Mutex<BTreeMap<u64, Vec<WeakEntry>>>,
-    origins: Mutex<HashMap<(KeyId, u64, usize), Arc<Origin>>>,
+    /// By key, generation and version: the last one is in force unless it is cut off; those before
+    /// it are until their data keys are wiped.
+    origins: Mutex<HashMap<(KeyId, u64, usize), Vec<Arc<Origin>>>>,
     pub(super) sealing_flights: Flights<Arc<SealingKey>>,
     pub(super) opening_flights: Flights<Arc<OpeningKey>>,
     pub(super) refusals: Refusals,
@@ -189,14 +191,15 @@ impl Share {
 
     /// The origin of data keys under `version` of `key`, which is `kms_key`.
     pub(super) fn origin(&self, key: &Arc<Key>, version: usize, kms_key: &KeyRef) -> Arc<Origin> {
-        let fresh = || Arc::new(Origin::new(Arc::clone(key), version, kms_key.clone()));
         let mut origins = lock(&self.origins);
         let place = (key.name().key.clone(), key.generation(), version);
-        let origin = origins.entry(place).or_insert_with(fresh);
-        if origin.cut().is_some() {
-            *origin = fresh();
+        let line = origins.entry(place).or_default();
+        if let Some(origin) = line.last().filter(|origin| origin.cut().is_none()) {
+            return Arc::clone(origin);
         }
-        Arc::clone(origin)
+        let origin = Arc::new(Origin::new(Arc::clone(key), version, kms_key.clone()));
+        line.push(Arc::clone(&origin));
+        origin
     }
 
     /// Cuts off the origins that `chosen` picks, and returns them. Their entries serve nobody
@@ -209,6 +212,7 @@ impl Share {
         let origins = lock(&self.origins);
         let chosen: Vec<_> = origins
             .values()
+            .flatten()
             .filter(|one| chosen(one))
             .cloned()
             .collect();
@@ -243,7 +247,10 @@ impl Share {
         self.entries.run_pending_tasks();
         self.refusals.sweep(now);
         self.probes.sweep(now);
-        lock(&self.origins).retain(|_, origin| Arc::strong_count(origin) > 1);
+        lock(&self.origins).retain(|_, line| {
+            line.retain(|origin| Arc::strong_count(origin) > 1);
+            !line.is_empty()
+        });
         refresh
     }
 
