@@ -55,6 +55,11 @@ impl Audit {
         })
     }
 
+    /// An id for what leaves no record.
+    pub fn id(&self) -> Uuid {
+        self.ids.next(self.clock.wall())
+    }
+
     /// Opens the record of a call.
     pub fn begin(self: &Arc<Self>) -> Entry {
         let now = self.clock.wall();

@@ -136,7 +136,7 @@ impl Witness {
         match identity {
             Err(Unauthenticated::Missing) if *method == Method::Health => {}
             Err(reason) => {
-                let request_id = request_id(request.headers(), Uuid::now_v7);
+                let request_id = request_id(request.headers(), || self.0.audit.id());
                 return status(&reason.into(), &request_id).into_http();
             }
             Ok(_) => {}
