@@ -27,6 +27,8 @@ pub mod error;
 
 pub mod broker;
 
+pub mod telemetry;
+
 pub mod grpc;
 
 pub mod config;

@@ -40,7 +40,7 @@ pub enum Lookup {
     Hit,
     /// By a KMS call of its own.
     Miss,
-    /// By a cached key past its soft limit, while its successor is fetched.
+    /// By a cached key past its soft limit, whose successor is due.
     Stale,
 }
 
@@ -61,9 +61,9 @@ impl Lookup {
 /// Why a data key left the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retirement {
-    /// It reached its hard limit of age.
+    /// Of its limit of age: reached, or so near that a successor came.
     Age,
-    /// It reached its hard limit of bytes.
+    /// Of its limit of bytes, likewise.
     Bytes,
     /// The cache, or its tenant's share of it, was full.
     Capacity,
@@ -71,11 +71,11 @@ pub enum Retirement {
     Denied,
     /// Nobody used it for long.
     Idle,
-    /// It reached its hard limit of messages.
+    /// Of its limit of messages, likewise.
     Messages,
-    /// The directory changed: its key is gone, or is another one.
+    /// Somebody had it purged.
     Purge,
-    /// A younger key took its place.
+    /// The directory changed: its key is gone, or is not what it was.
     Rotated,
 }
 
@@ -114,7 +114,7 @@ pub enum Refresh {
     Done,
     /// KMS did not answer: the key serves on within its hard limits.
     Failed,
-    /// KMS refused: the key is dropped.
+    /// KMS refused.
     Refused,
 }
 
@@ -539,4 +539,60 @@ fn reading(
 ) -> impl Fn(&dyn AsyncInstrument<u64>) + Send + Sync + use<> {
     let values = Arc::clone(values);
     move |instrument| observe(&values, instrument)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_collects_can_be_read() {
+        let metrics = Metrics::unread();
+        assert_eq!(metrics.lookups(), Lookups::default());
+        for lookup in [Lookup::Hit, Lookup::Hit, Lookup::Stale] {
+            metrics.clone().lookup(lookup);
+        }
+        metrics.refreshed(Refresh::Failed);
+        metrics.retired(Retirement::Purge, Duration::from_secs(1), 1);
+        metrics.tenant("acme").avoided();
+        metrics.tenant("globex").avoided();
+        let lookups = Lookups {
+            hits: 2,
+            stale: 1,
+            ..Lookups::default()
+        };
+        assert_eq!(metrics.lookups(), lookups);
+        let refreshes = Refreshes {
+            failed: 1,
+            ..Refreshes::default()
+        };
+        assert_eq!(metrics.refreshes(), refreshes);
+        let retired = Retirement::ALL.map(|reason| metrics.retirements(reason));
+        assert_eq!(retired, [0, 0, 0, 0, 0, 0, 1, 0]);
+        assert_eq!(metrics.avoided(), 2);
+    }
+
+    #[test]
+    fn reasons_come_and_go() {
+        let metrics = Metrics::unread();
+        assert_eq!(metrics.reasons(), [""; 0]);
+        metrics.degraded(Dependency::Kms, true);
+        metrics.memory(true, 0, 0);
+        assert_eq!(metrics.reasons(), ["kms", "memory_lock"]);
+        metrics.degraded(Dependency::Kms, false);
+        assert_eq!(metrics.reasons(), ["memory_lock"]);
+    }
+
+    #[test]
+    fn a_tenant_has_one_tally_and_those_beyond_the_bound_share_one() {
+        let metrics = Metrics::unread();
+        let first = metrics.tenant("t0");
+        for number in 0..TENANTS {
+            metrics.tenant(&format!("t{number}"));
+        }
+        assert!(Arc::ptr_eq(&first, &metrics.tenant("t0")));
+        let other = metrics.tenant("late");
+        assert!(Arc::ptr_eq(&other, &metrics.tenant("later")));
+        assert!(!Arc::ptr_eq(&other, &first));
+    }
 }

@@ -17,7 +17,7 @@ use std::slice;
 /// trusted without the rest. From the tools that know nothing of the service, over who calls and
 /// what a message is, to keys and who may use them; then the operations, which know no gRPC; then
 /// gRPC, which knows no files; then what joins them all.
-const ORDER: [&str; 19] = [
+const ORDER: [&str; 20] = [
     "clock",
     "crypto",
     "name",
@@ -33,6 +33,7 @@ const ORDER: [&str; 19] = [
     "audit",
     "error",
     "broker",
+    "telemetry",
     "grpc",
     "config",
     "cli",
@@ -41,7 +42,7 @@ const ORDER: [&str; 19] = [
 
 /// Crates (with `*`, all whose names begin so) or modules of crates, and the only places that name
 /// them: so that each can be reviewed, and replaced, in one place.
-const HOMES: [(&str, &[&str]); 12] = [
+const HOMES: [(&str, &[&str]); 14] = [
     ("aws_config", &["kms/aws"]),
     ("aws_credential_types", &["kms/aws"]),
     ("aws_lc_rs::aead", &["crypto/aead"]),
@@ -50,7 +51,9 @@ const HOMES: [(&str, &[&str]); 12] = [
     ("http", &["grpc"]),
     ("hyper*", &["grpc"]),
     ("moka", &["datakeys"]),
-    ("opentelemetry*", &["metrics"]),
+    ("opentelemetry", &["metrics", "telemetry"]),
+    ("opentelemetry_*", &["telemetry"]),
+    ("prometheus", &["telemetry"]),
     ("rcgen", &["cli/dev"]),
     ("tonic*", &["grpc"]),
     ("x509_parser", &["identity", "grpc/tls"]),
