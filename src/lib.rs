@@ -31,6 +31,8 @@ pub mod telemetry;
 
 pub mod grpc;
 
+pub mod admin;
+
 pub mod config;
 
 pub mod cli;

@@ -17,7 +17,7 @@ use std::slice;
 /// trusted without the rest. From the tools that know nothing of the service, over who calls and
 /// what a message is, to keys and who may use them; then the operations, which know no gRPC; then
 /// gRPC, which knows no files; then what joins them all.
-const ORDER: [&str; 20] = [
+const ORDER: [&str; 21] = [
     "clock",
     "crypto",
     "name",
@@ -35,6 +35,7 @@ const ORDER: [&str; 20] = [
     "broker",
     "telemetry",
     "grpc",
+    "admin",
     "config",
     "cli",
     "main",
@@ -48,8 +49,8 @@ const HOMES: [(&str, &[&str]); 14] = [
     ("aws_lc_rs::aead", &["crypto/aead"]),
     ("aws_sdk_*", &["kms/aws"]),
     ("aws_smithy_*", &["kms/aws"]),
-    ("http", &["grpc"]),
-    ("hyper*", &["grpc"]),
+    ("http", &["grpc", "admin"]),
+    ("hyper*", &["grpc", "admin"]),
     ("moka", &["datakeys"]),
     ("opentelemetry", &["metrics", "telemetry"]),
     ("opentelemetry_*", &["telemetry"]),

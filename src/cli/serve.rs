@@ -11,7 +11,10 @@ use std::time::Duration;
 use tokio::signal::unix::Signal;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
+use tokio::task::JoinSet;
 
+use crate::admin;
+use crate::admin::Admin;
 use crate::audit::Audit;
 use crate::audit::Sink;
 use crate::broker::Broker;
@@ -34,6 +37,7 @@ use crate::kms::local::Keyring;
 use crate::kms::local::Purpose;
 use crate::kms::local::SealingKey;
 use crate::metrics::Metrics;
+use crate::telemetry::Telemetry;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -50,6 +54,7 @@ pub(super) async fn run(args: &Args) -> Result<(), Failure> {
 /// A broker whose sockets are bound: whoever connects waits until [`Broking::until`].
 pub(super) struct Broking {
     server: Server,
+    admin: Option<Admin>,
     broker: Arc<Broker>,
 }
 
@@ -73,11 +78,13 @@ impl Broking {
         if let (Some(keyring), Some(local)) = (&backends.local, &config.kms.local) {
             tokio::spawn(tend(Arc::clone(keyring), local.clone(), Arc::clone(&clock)));
         }
+        let telemetry = Telemetry::new();
+        let metrics = Metrics::new(&telemetry.meter());
         let sink = Sink::open(&config.audit).map_err(|error| Failure::config(&error))?;
         let data_keys = DataKeys::new(
             Arc::new(backends),
             Arc::clone(&clock),
-            Metrics::unread(),
+            metrics.clone(),
             &config.cache,
         );
         let broker = Arc::new(Broker::new(state.policy, data_keys));
@@ -98,6 +105,21 @@ impl Broking {
         if let Some(address) = server.health_address() {
             tracing::info!(%address, "serving health probes in plain text");
         }
+        let admin = match config.listen.admin {
+            Some(address) => {
+                let view = admin::View {
+                    telemetry,
+                    metrics,
+                    server: server.handle(),
+                };
+                let admin = Admin::bind(address, view).await;
+                Some(admin.map_err(|error| unbound(&error))?)
+            }
+            None => None,
+        };
+        if let Some(address) = admin.as_ref().and_then(Admin::address) {
+            tracing::info!(%address, "serving metrics and readiness in plain text");
+        }
         let reloader = reload::Reloader {
             path: path.to_owned(),
             config,
@@ -108,7 +130,11 @@ impl Broking {
             clock,
         };
         tokio::spawn(reloader.run(hangup));
-        Ok(Self { server, broker })
+        Ok(Self {
+            server,
+            admin,
+            broker,
+        })
     }
 
     /// The address of the TLS listener, its port chosen.
@@ -123,7 +149,13 @@ impl Broking {
 
     /// Serves until `shutdown`, and lets calls under way finish.
     pub(super) async fn until(self, shutdown: impl Future<Output = ()>) {
+        // Ends after the server: a drain is worth seeing to its end.
+        let mut aside = JoinSet::new();
+        if let Some(admin) = self.admin {
+            aside.spawn(admin.run());
+        }
         self.server.run(shutdown).await;
+        aside.shutdown().await;
         tracing::info!("stopped");
     }
 }
@@ -188,7 +220,9 @@ fn unbound(error: &listener::Error) -> Failure {
         listener::Error::Tcp { .. }
         | listener::Error::Unix { .. }
         | listener::Error::InUse { .. } => Exit::System,
-        listener::Error::NoSocket { .. } | listener::Error::Mode { .. } => Exit::Config,
+        listener::Error::Exposed { .. }
+        | listener::Error::NoSocket { .. }
+        | listener::Error::Mode { .. } => Exit::Config,
     };
     Failure::new(code, chain(error))
 }

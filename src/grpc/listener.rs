@@ -49,6 +49,10 @@ pub struct Config {
     pub unix: Option<UnixConfig>,
     /// Plain text, for grpc.health.v1 alone: for probes that cannot do TLS.
     pub health: Option<SocketAddr>,
+    /// Plain HTTP/1.1, for metrics and the state of the process: see [`crate::admin`].
+    pub admin: Option<SocketAddr>,
+    /// Whether `admin` may be an address that others than this machine reach.
+    pub admin_exposed: bool,
     /// Whether those with an identity may ask which methods there are: gRPC reflection, v1 and
     /// v1alpha, never on the health listener.
     pub reflection: bool,
@@ -60,6 +64,8 @@ impl Default for Config {
             tcp: None,
             unix: None,
             health: None,
+            admin: None,
+            admin_exposed: false,
             reflection: true,
         }
     }
@@ -69,8 +75,14 @@ impl Config {
     /// Checks what can be checked without opening a socket.
     ///
     /// # Errors
-    /// [`Error::Mode`].
+    /// [`Error::Exposed`] or [`Error::Mode`].
     pub fn check(&self) -> Result<(), Error> {
+        if let Some(address) = self.admin
+            && !address.ip().to_canonical().is_loopback()
+            && !self.admin_exposed
+        {
+            return Err(Error::Exposed { address });
+        }
         match &self.unix {
             Some(unix) => unix::mode(&unix.mode).map(|_| ()),
             None => Ok(()),
@@ -99,6 +111,15 @@ fn usual_mode() -> String {
 /// Why a socket could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The admin listener would be open to the network.
+    #[error(
+        "admin = {address} shows metrics and the names of tenants to whoever reaches it: take a \
+         loopback address, or say admin_exposed = true where the network keeps others out"
+    )]
+    Exposed {
+        /// Which.
+        address: SocketAddr,
+    },
     /// The address is not to be had.
     #[error(
         "cannot listen on {address}: {source}: choose another address in [listen], or stop what has it"
@@ -147,7 +168,7 @@ pub(super) struct Sockets {
 }
 
 impl Sockets {
-    /// Binds all of `config`.
+    /// Binds all of `config` that callers and probes come to.
     pub(super) async fn bind(config: &Config) -> Result<Self, Error> {
         let tcp = match config.tcp {
             Some(address) => Some(bind(address).await?),
@@ -165,7 +186,11 @@ impl Sockets {
     }
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
+/// Binds `address`.
+///
+/// # Errors
+/// [`Error::Tcp`].
+pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
     TcpListener::bind(address)
         .await
         .map_err(|source| Error::Tcp { address, source })

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -170,9 +172,24 @@ pub struct Handle {
     material: Option<Arc<ArcSwap<Material>>>,
     connections: Arc<Connections>,
     clock: Arc<dyn Clock>,
+    stopping: Arc<AtomicBool>,
 }
 
 impl Handle {
+    /// Why the server is not ready, if it is not.
+    pub fn unready(&self) -> Option<&'static str> {
+        if self.stopping.load(Ordering::Relaxed) {
+            return Some("stopping");
+        }
+        (!self.certified(self.clock.wall())).then_some("certificate_expired")
+    }
+
+    /// Whether our own certificate, if there is one, is still good.
+    fn certified(&self, now: Timestamp) -> bool {
+        let material = self.material.as_ref();
+        material.is_none_or(|material| material.load().not_after() >= now)
+    }
+
     /// Serves new handshakes with `material`, and verifies open connections against it: those
     /// that fail are refused and asked to go.
     pub fn reload(&self, material: Material) {
@@ -251,6 +268,7 @@ impl Server {
             material,
             connections,
             clock,
+            stopping: Arc::default(),
         };
         Ok(Self {
             sockets,
@@ -310,6 +328,7 @@ impl Server {
         let pulse = tokio::spawn(pulse);
 
         shutdown.await;
+        self.handle.stopping.store(true, Ordering::Relaxed);
         pulse.abort();
         report(&self.health, ServingStatus::NotServing).await;
         tokio::time::sleep(span(self.limits.drain_pause)).await;
@@ -342,10 +361,7 @@ async fn pulse(broker: Arc<Broker>, handle: Handle, health: HealthReporter) {
         let now = handle.clock.wall();
         handle.follow(looked, now);
         looked = now;
-        let good = handle
-            .material
-            .as_ref()
-            .is_none_or(|material| material.load().not_after() >= now);
+        let good = handle.certified(now);
         if said != Some(good) {
             said = Some(good);
             let status = if good {

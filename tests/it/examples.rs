@@ -11,6 +11,7 @@ use keybroker::config::Config;
 use keybroker::datakeys;
 use keybroker::directory;
 use keybroker::grpc::Limits;
+use keybroker::grpc::listener;
 use keybroker::kms::aws;
 
 use crate::harness::Authority;
@@ -31,6 +32,7 @@ fn the_example_passes_the_check_with_all_that_is_off_in_it() {
     let path = lay_out(folder.path(), &switched_on(&example("keybroker.toml")));
     let config = Config::load(&path).unwrap();
     assert!(config.listen.unix.is_some() && config.listen.health.is_some());
+    assert!(config.listen.admin.is_some());
     assert!(config.kms.local.is_some() && config.audit.file.is_some());
     assert!(
         config
@@ -49,6 +51,9 @@ fn the_example_shows_the_defaults() {
     let config = Config::load(&path).unwrap();
     assert_eq!(config.limits, Limits::default());
     assert_eq!(config.cache, datakeys::Config::default());
+    let listen = listener::Config::default();
+    assert_eq!(config.listen.admin_exposed, listen.admin_exposed);
+    assert_eq!(config.listen.reflection, listen.reflection);
     let aws = aws::Config {
         endpoint: config.kms.aws.endpoint.clone(),
         ..aws::Config::default()

@@ -43,6 +43,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::SignedDuration;
+use keybroker::admin;
+use keybroker::admin::Admin;
 use keybroker::audit::Audit;
 use keybroker::audit::Sink;
 use keybroker::clock;
@@ -63,10 +65,12 @@ use keybroker::identity::Rules;
 use keybroker::kms::Kms;
 use keybroker::metrics::Metrics;
 use keybroker::policy::Policy;
+use keybroker::telemetry::Telemetry;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio_rustls::client::TlsStream;
 
 pub use authority::Authority;
@@ -165,6 +169,7 @@ pub struct Broker {
     tls: tls::Config,
     address: SocketAddr,
     health: Option<SocketAddr>,
+    admin: Option<SocketAddr>,
     handle: Handle,
     folder: TempDir,
     shutdown: Option<oneshot::Sender<()>>,
@@ -302,7 +307,8 @@ impl Broker {
         let policy = Policy::new(Arc::new(directory), Arc::new(rules)).unwrap();
         let fake = Arc::new(FakeKms::new());
         let kms = setup.kms.unwrap_or_else(|| fake.clone());
-        let metrics = Metrics::unread();
+        let telemetry = Telemetry::new();
+        let metrics = Metrics::new(&telemetry.meter());
         let data_keys = DataKeys::new(kms, Arc::clone(&setup.clock), metrics.clone(), &setup.cache);
         let broker = Arc::new(keybroker::broker::Broker::new(policy, data_keys));
 
@@ -318,11 +324,28 @@ impl Broker {
         let address = server.tcp_address().unwrap();
         let health = server.health_address();
         let handle = server.handle();
+        let admin = match setup.listen.admin {
+            Some(address) => {
+                let view = admin::View {
+                    telemetry,
+                    metrics: metrics.clone(),
+                    server: server.handle(),
+                };
+                Some(Admin::bind(address, view).await.unwrap())
+            }
+            None => None,
+        };
+        let admin_address = admin.as_ref().and_then(Admin::address);
         let (shutdown, asked) = oneshot::channel::<()>();
-        let running = tokio::spawn(server.run(async {
+        let running = tokio::spawn(async {
+            let mut aside = JoinSet::new();
+            if let Some(admin) = admin {
+                aside.spawn(admin.run());
+            }
             // Err: the broker was dropped, which asks as well.
-            let _ = asked.await;
-        }));
+            server.run(async { drop(asked.await) }).await;
+            aside.shutdown().await;
+        });
         Self {
             authority: setup.authority,
             metrics,
@@ -335,6 +358,7 @@ impl Broker {
             tls,
             address,
             health,
+            admin: admin_address,
             handle,
             folder: setup.folder,
             shutdown: Some(shutdown),
@@ -350,6 +374,11 @@ impl Broker {
     /// The address of the health listener, if `setup.listen.health` was set.
     pub fn health_address(&self) -> Option<SocketAddr> {
         self.health
+    }
+
+    /// The address of the admin listener, if `setup.listen.admin` was set.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin
     }
 
     /// The folder that `setup.file` and [`Broker::write`] write to.

@@ -3,6 +3,8 @@
 
 pub mod fake_kms;
 pub mod figures;
+pub mod http1;
 pub mod moto;
+pub mod prometheus;
 pub mod scale;
 pub mod unprivileged;
