@@ -32,9 +32,11 @@ use keybroker::message::EncryptedDataKey;
 use keybroker::message::EncryptionContext;
 use keybroker::message::Envelope;
 use keybroker::message::Message;
+use keybroker::metrics::Lookup;
 use keybroker::metrics::Metrics;
 use keybroker::name::KeyName;
 use keybroker::policy::Action;
+use keybroker::telemetry::Telemetry;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use stage::Stage;
@@ -137,6 +139,19 @@ fn cache_hit(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// What counting adds to a cache hit.
+fn count(criterion: &mut Criterion) {
+    let telemetry = Telemetry::new();
+    let metrics = Metrics::new(&telemetry.meter());
+    let tally = metrics.tenant("acme");
+    criterion.bench_function("count a hit", |bencher| {
+        bencher.iter(|| {
+            black_box(&metrics).lookup(Lookup::Hit);
+            black_box(&tally).avoided();
+        });
+    });
+}
+
 /// A whole call without gRPC and without its audit record's line.
 fn encrypt(criterion: &mut Criterion) {
     let stage = Stage::set();
@@ -181,5 +196,5 @@ fn broker(stage: &Stage) -> (Broker, Peer) {
     (Broker::new(state.policy, data_keys), peer)
 }
 
-criterion_group!(benches, seal, open, cache_hit, encrypt);
+criterion_group!(benches, seal, open, cache_hit, count, encrypt);
 criterion_main!(benches);
