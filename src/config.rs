@@ -26,6 +26,7 @@ use crate::kms;
 use crate::kms::KeyRef;
 use crate::kms::local::Keyring;
 use crate::kms::local::Purpose;
+use crate::mem;
 use crate::name::KeyName;
 use crate::policy::Policy;
 use crate::strict;
@@ -56,6 +57,9 @@ pub struct Config {
     /// Bounds of the server.
     #[serde(default)]
     pub limits: Limits,
+    /// How keys are kept in memory.
+    #[serde(default)]
+    pub memory: mem::Config,
     /// What it is read for: no part of the file, so that no file turns production into a
     /// playground.
     #[serde(skip, default = "production")]
@@ -341,7 +345,10 @@ impl Config {
         if self.audit != next.audit {
             return Some("audit");
         }
-        (self.limits != next.limits).then_some("limits")
+        if self.limits != next.limits {
+            return Some("limits");
+        }
+        (self.memory != next.memory).then_some("memory")
     }
 
     /// The files that a reload reads, this one aside.

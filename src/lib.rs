@@ -3,11 +3,14 @@
 //! The rooms, in the order in which imports may point (later rooms import earlier ones, never the
 //! reverse). A request passes them from the bottom up to [`grpc`] and back:
 
+mod sync;
+
 pub mod clock;
+pub mod mem;
+
 pub mod crypto;
 pub mod name;
 pub mod strict;
-mod sync;
 
 pub mod metrics;
 

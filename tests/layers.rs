@@ -17,12 +17,13 @@ use std::slice;
 /// trusted without the rest. From the tools that know nothing of the service, over who calls and
 /// what a message is, to keys and who may use them; then the operations, which know no gRPC; then
 /// gRPC, which knows no files; then what joins them all.
-const ORDER: [&str; 21] = [
+const ORDER: [&str; 22] = [
+    "sync",
     "clock",
+    "mem",
     "crypto",
     "name",
     "strict",
-    "sync",
     "metrics",
     "identity",
     "message",
@@ -109,16 +110,25 @@ fn named_crates_stay_in_their_rooms() {
 }
 
 #[test]
-fn no_code_is_unsafe() {
+fn only_one_room_opens_unsafe_code() {
     let folders = ["src", "tests", "benches", "fuzz/fuzz_targets"];
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for path in folders.iter().flat_map(|folder| below(&root.join(folder))) {
-        let text = fs::read_to_string(&path).unwrap();
-        for lint in ["allow(", "expect("] {
-            let opened = text.contains(&format!("{lint}unsafe_code"));
-            assert!(!opened, "{} opens unsafe code", path.display());
-        }
-    }
+    let opens = |path: &PathBuf| {
+        // A lint's attribute may stand on several lines.
+        let text: String = fs::read_to_string(path)
+            .unwrap()
+            .split_whitespace()
+            .collect();
+        ["allow(", "expect(", "warn("]
+            .iter()
+            .any(|lint| text.contains(&format!("{lint}unsafe_code")))
+    };
+    let opening: Vec<PathBuf> = folders
+        .iter()
+        .flat_map(|folder| below(&root.join(folder)))
+        .filter(opens)
+        .collect();
+    assert_eq!(opening, [root.join("src/mem.rs")]);
 }
 
 #[test]

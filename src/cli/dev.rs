@@ -36,6 +36,7 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: &Args) -> Result<(), Failure> {
     warn(WARNING);
+    serve::harden();
     let stop = serve::told_to_stop()?;
     let folder = Folder::make(args.dir.as_deref(), args.listen)?;
     let broking = Broking::start(&folder.config(), Purpose::Dev).await?;

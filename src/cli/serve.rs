@@ -36,6 +36,7 @@ use crate::kms::local;
 use crate::kms::local::Keyring;
 use crate::kms::local::Purpose;
 use crate::kms::local::SealingKey;
+use crate::mem;
 use crate::metrics::Metrics;
 use crate::telemetry::Telemetry;
 
@@ -46,6 +47,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: &Args) -> Result<(), Failure> {
+    harden();
     let broking = Broking::start(&args.config.config, Purpose::Production).await?;
     broking.until(told_to_stop()?).await;
     Ok(())
@@ -63,6 +65,7 @@ impl Broking {
     pub(super) async fn start(path: &Path, purpose: Purpose) -> Result<Self, Failure> {
         let clock: Arc<dyn Clock> = Arc::new(System);
         let config = Config::load_for(path, purpose).map_err(|error| Failure::config(&error))?;
+        guard(&config.memory);
         let read = reload::Stamps::of(path, &config);
         let state = config
             .state(path, clock.wall(), None)
@@ -207,6 +210,30 @@ pub(super) fn told_to_stop() -> Result<impl Future<Output = ()>, Failure> {
         }
         tracing::info!("stopping: calls under way may finish");
     })
+}
+
+/// Closes the process to those who would read its memory, before it has read a secret.
+pub(super) fn harden() {
+    tell(&mem::harden());
+}
+
+/// Locks the memory for keys.
+fn guard(config: &mem::Config) {
+    tell(&mem::init(config));
+    let status = mem::status();
+    tracing::info!(
+        arena = status.arena.label(),
+        locked_bytes = status.locked_bytes,
+        slots = status.slots_total,
+        swapped_bytes = status.swapped_bytes,
+        "memory for keys"
+    );
+}
+
+fn tell(missing: &[mem::Error]) {
+    for error in missing {
+        tracing::warn!("{error}");
+    }
 }
 
 /// Signals of `kind`, which from now on end the process no more.

@@ -1,22 +1,23 @@
 //! Bytes that must not be printed, copied or left behind.
 
 use subtle::ConstantTimeEq;
-use zeroize::Zeroize;
 
 use crate::crypto::random;
+use crate::mem::Cell;
 
-/// `N` secret bytes in a heap cell of their own, filled in place and wiped on drop.
+/// `N` secret bytes in a cell of their own, in locked memory where there is room ([`crate::mem`]),
+/// filled in place and wiped on drop.
 ///
 /// Without `Debug`, `Clone`, `PartialEq`, `Serialize` and `Deref` on purpose: the bytes leave
 /// through [`Secret::expose`] alone.
-pub struct Secret<const N: usize>(Box<[u8; N]>);
+pub struct Secret<const N: usize>(Cell<N>);
 
 impl<const N: usize> Secret<N> {
     /// A secret that `fill` writes in place. It starts as zeros.
     pub fn filled(fill: impl FnOnce(&mut [u8; N])) -> Self {
-        let mut cell = Self(Box::new([0; N]));
-        fill(&mut cell.0);
-        cell
+        let mut cell = Cell::zeroed();
+        fill(cell.bytes_mut());
+        Self(cell)
     }
 
     /// A secret of random bytes from the operating system.
@@ -24,9 +25,9 @@ impl<const N: usize> Secret<N> {
     /// # Errors
     /// The generator's own failure.
     pub fn random() -> Result<Self, random::Error> {
-        let mut cell = Self(Box::new([0; N]));
-        random::fill(cell.0.as_mut_slice())?;
-        Ok(cell)
+        let mut cell = Cell::zeroed();
+        random::fill(cell.bytes_mut())?;
+        Ok(Self(cell))
     }
 
     /// A copy of `bytes`, `None` unless there are exactly `N`. The caller wipes the original.
@@ -36,18 +37,12 @@ impl<const N: usize> Secret<N> {
 
     /// The bytes. Every use of a secret goes through this name.
     pub fn expose(&self) -> &[u8; N] {
-        &self.0
+        self.0.bytes()
     }
 
     /// Equality in constant time.
     pub fn matches(&self, other: &[u8; N]) -> bool {
-        self.0.ct_eq(other).into()
-    }
-}
-
-impl<const N: usize> Drop for Secret<N> {
-    fn drop(&mut self) {
-        self.0.zeroize();
+        self.expose().ct_eq(other).into()
     }
 }
 

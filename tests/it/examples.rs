@@ -13,6 +13,7 @@ use keybroker::directory;
 use keybroker::grpc::Limits;
 use keybroker::grpc::listener;
 use keybroker::kms::aws;
+use keybroker::mem;
 
 use crate::harness::Authority;
 
@@ -54,6 +55,7 @@ fn the_example_shows_the_defaults() {
     let listen = listener::Config::default();
     assert_eq!(config.listen.admin_exposed, listen.admin_exposed);
     assert_eq!(config.listen.reflection, listen.reflection);
+    assert_eq!(config.memory, mem::Config::default());
     let aws = aws::Config {
         endpoint: config.kms.aws.endpoint.clone(),
         ..aws::Config::default()
