@@ -4,6 +4,7 @@ mod admin;
 mod bad_input;
 mod dev;
 mod keyring;
+mod memory;
 mod reloading;
 mod serving;
 mod site;

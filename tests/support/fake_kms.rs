@@ -260,6 +260,11 @@ impl FakeKms {
         log.wait_for(reached).await.expect("the fake lives");
     }
 
+    /// The plaintext of every data key that was given out, and of all else that was encrypted.
+    pub fn plaintexts(&self) -> Vec<Vec<u8>> {
+        self.service(|service| service.plaintexts())
+    }
+
     /// How many times `operation` was called.
     pub fn calls(&self, operation: Operation) -> usize {
         count(&self.shared.log.borrow(), operation, None)

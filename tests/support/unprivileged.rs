@@ -14,11 +14,18 @@ use std::process::Command;
 /// Root runs the calling test, named `test` with its modules, once more as `nobody`. Fails when
 /// that can't be done.
 pub fn run(test: &str, check: impl FnOnce(&Path)) {
+    run_prepared(test, |_| (), check);
+}
+
+/// [`run`], after `prepare` in the folder as the user who started the tests: somebody else may not
+/// even find what was built.
+pub fn run_prepared(test: &str, prepare: impl FnOnce(&Path), check: impl FnOnce(&Path)) {
     if let Some(folder) = env::var_os(RERUN) {
         return check(Path::new(&folder));
     }
     let folder = tempfile::tempdir().unwrap();
-    if fs::metadata("/proc/self").unwrap().uid() != 0 {
+    prepare(folder.path());
+    if !is_root() {
         return check(folder.path());
     }
     chown(folder.path(), Some(NOBODY), Some(NOBODY)).unwrap();
@@ -42,6 +49,11 @@ pub fn run_without_space(test: &str, prepare: impl FnOnce(&Path), check: impl Fn
     // Ignored, the signal leaves the failing write to report itself.
     let limited = ["sh", "-c", "trap '' XFSZ; ulimit -f 0; exec \"$0\" \"$@\""];
     rerun(test, &limited, folder.path());
+}
+
+/// Whether this process is root's.
+pub fn is_root() -> bool {
+    fs::metadata("/proc/self").unwrap().uid() == 0
 }
 
 /// Runs `test` of this binary through the command `wrapper`, which finds `folder` in its environment.

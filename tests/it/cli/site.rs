@@ -10,6 +10,7 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::process::Child;
 use std::process::Command;
+use std::process::ExitStatus;
 use std::process::Output;
 use std::process::Stdio;
 use std::sync::mpsc;
@@ -194,6 +195,21 @@ impl Running {
                 },
                 Err(error) => panic!("no {mark:?}, {error}: {seen:#?}"),
             }
+        }
+    }
+
+    /// The number of the process.
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends it a signal until it has ended: Rust's handler of faults lets the first one pass.
+    pub(super) fn end_by(mut self, name: &str) -> ExitStatus {
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            self.signal(name);
         }
     }
 

@@ -68,6 +68,15 @@ impl Connection {
         })
     }
 
+    /// HTTP/2 over TLS to `address`, whose server `authority` vouches for.
+    pub async fn dial(
+        address: SocketAddr,
+        authority: &Authority,
+        identity: &Identity,
+    ) -> io::Result<Self> {
+        Self::new(tls(address, authority, Some(identity)).await?).await
+    }
+
     /// Breaks the connection without a word, as a process that dies does.
     pub fn cut(&self) {
         self.ended.abort();

@@ -125,6 +125,12 @@ impl Service {
         self.strangers.insert(caller.to_owned());
     }
 
+    /// What is in the blobs that were given out.
+    pub fn plaintexts(&self) -> Vec<Vec<u8>> {
+        let blobs = self.blobs.values();
+        blobs.map(|sealed| sealed.plaintext.clone()).collect()
+    }
+
     /// The ARN of the key that a request names, if there is one.
     pub fn arn_of(&self, request: &Request) -> Option<String> {
         let id = self.find(request).ok()?;
