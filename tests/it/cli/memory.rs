@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::fs::File;
 use std::io;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
@@ -37,8 +38,7 @@ use scan::mappings;
 #[tokio::test(flavor = "multi_thread")]
 async fn no_key_and_no_plaintext_is_left_in_memory() {
     if !unprivileged::is_root() {
-        eprintln!("only root may look at the memory, so this test did not run");
-        return;
+        return did_not_run("only root may look at the memory");
     }
     let kms = FakeKms::start().await;
     let house = House::new(&kms.key("eu-central-1"));
@@ -123,8 +123,7 @@ fn a_crash_leaves_no_core_file() {
     let elsewhere = tempfile::tempdir().unwrap();
     let control = unlimited("kill -SEGV $$", elsewhere.path()).status();
     if !control.unwrap().core_dumped() {
-        eprintln!("no crash leaves a core file on this machine, so this test did not run");
-        return;
+        return did_not_run("no crash leaves a core file on this machine");
     }
 
     let site = Site::new();
@@ -175,8 +174,7 @@ fn another_process_of_the_same_user_cannot_read_the_memory() {
 #[test]
 fn keys_lie_in_locked_memory_that_no_dump_has() {
     if !unprivileged::is_root() {
-        eprintln!("only root may look at the memory, so this test did not run");
-        return;
+        return did_not_run("only root may look at the memory");
     }
     let house = House::new(
         &"arn:aws:kms:eu-central-1:111122223333:key/none"
@@ -242,6 +240,12 @@ fn a_server_that_may_lock_little_says_so_and_serves() {
             });
         }
     });
+}
+
+/// Says why, to those who run all tests.
+fn did_not_run(why: &str) {
+    // Not `eprintln`, whose output the harness keeps to itself when a test passes.
+    writeln!(io::stderr(), "{why}, so a test of it did not run").expect("standard error");
 }
 
 /// The one locked mapping of a server.
