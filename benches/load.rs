@@ -12,6 +12,8 @@
     unreachable_pub
 )]
 
+#[path = "load/calls.rs"]
+mod calls;
 #[path = "load/client.rs"]
 mod client;
 #[path = "load/echo.rs"]
@@ -29,8 +31,6 @@ use std::process::Command;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use bytes::Bytes;
-use keybroker::grpc::pb;
 use prost::Message as _;
 
 use client::Call;
@@ -74,7 +74,7 @@ async fn run() -> ExitCode {
     let mut pairs = Vec::new();
     let mut calls = 0;
     for size in SIZES {
-        let (encrypt, decrypt) = calls_of(&to_broker, size).await;
+        let (encrypt, decrypt) = calls::of(&to_broker, size).await;
         calls += 2;
         pairs.push((size, echo_of(size), encrypt, decrypt));
     }
@@ -225,36 +225,6 @@ fn echo_of(size: usize) -> Call {
         path: echo::PATH,
         message: Payload { data }.encode_to_vec().into(),
     }
-}
-
-/// An Encrypt of so many bytes, and the Decrypt of what it returns, which is checked once.
-async fn calls_of(broker: &Client, size: usize) -> (Call, Call) {
-    let plaintext = Bytes::from(vec![0x5a; size]);
-    let context = [("table".to_owned(), "orders".to_owned())];
-    let encrypt = pb::EncryptRequest {
-        name: "keys/orders".into(),
-        plaintext: plaintext.clone(),
-        encryption_context: context.clone().into(),
-        ..Default::default()
-    };
-    let encrypt = Call {
-        path: "/keybroker.v1.KeyBrokerService/Encrypt",
-        message: encrypt.encode_to_vec().into(),
-    };
-    let encrypted = pb::EncryptResponse::decode(broker.call(&encrypt).await).unwrap();
-    let decrypt = pb::DecryptRequest {
-        name: "keys/orders".into(),
-        ciphertext: encrypted.ciphertext,
-        encryption_context: context.into(),
-        ..Default::default()
-    };
-    let decrypt = Call {
-        path: "/keybroker.v1.KeyBrokerService/Decrypt",
-        message: decrypt.encode_to_vec().into(),
-    };
-    let decrypted = pb::DecryptResponse::decode(broker.call(&decrypt).await).unwrap();
-    assert_eq!(decrypted.plaintext, plaintext);
-    (encrypt, decrypt)
 }
 
 /// How long one measurement takes.

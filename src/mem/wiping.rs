@@ -41,7 +41,8 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Wiping<A> {
 /// # Safety
 /// `memory` is valid for writes of `length` bytes, and nobody else uses them meanwhile.
 pub(super) unsafe fn wipe(memory: *mut u8, length: usize) {
-    // The C library's memset, or a few stores: three times as fast as volatile writes at 1 KiB.
+    // The C library's memset: at 1 KiB a third of the time of volatile writes of words, and a
+    // hundredth of bytes, which is how `zeroize` writes.
     // SAFETY: as the caller promises.
     unsafe { ptr::write_bytes(memory, 0, length) };
     // SAFETY: the bytes are valid, and initialized since the line above.
