@@ -1,10 +1,10 @@
 //! Memory that holds secrets: wiped when it is freed, kept from swap, dumps and other processes.
 //! The one home of `unsafe`.
 //!
-//! [`Wiping`] is the allocator of the shipped binary. What passes through HTTP, JSON and protobuf
-//! buffers on its way lies in no freed memory afterwards, whoever allocated it. [`Cell`] holds a key
-//! in the locked arena that [`init`] makes, 64 bytes to a slot, and in ordinary memory where there
-//! is no arena or no room in it. [`harden`] closes the process to core dumps and debuggers.
+//! [`Wiping`] is the allocator of the shipped binary: what passed through HTTP, JSON and protobuf
+//! buffers lies in no freed memory afterwards. [`Cell`] holds a key in the locked arena that
+//! [`init`] makes, 64 bytes to a slot, and in ordinary memory where there is no arena or no room in
+//! it. [`harden`] closes the process to core dumps and debuggers.
 //!
 //! What it doesn't do: root reads everything, the C library's own allocations are wiped by AWS-LC
 //! where they hold secrets, and a buffer of a connection that is still open holds what came last.

@@ -1,4 +1,8 @@
 //! The allocator that leaves nothing behind.
+//!
+//! It takes about 3 % of the CPU of an Encrypt of 1 KiB, and 10 % of one of 16 KiB
+//! (`benches/memory.rs`). To wipe small blocks alone, or to let the system's allocator grow blocks
+//! in place, would leave secrets behind, and saves nothing that shows beside the noise.
 
 use std::alloc::GlobalAlloc;
 use std::alloc::Layout;
@@ -47,7 +51,7 @@ pub(super) unsafe fn wipe(memory: *mut u8, length: usize) {
     unsafe { ptr::write_bytes(memory, 0, length) };
     // SAFETY: the bytes are valid, and initialized since the line above.
     let wiped = unsafe { slice::from_raw_parts(memory, length) };
-    // The compiler knows that nobody reads what is about to be freed; this reads it, for all it knows.
+    // The compiler knows that nobody reads what is about to be freed. This does, for all it knows.
     zeroize::optimization_barrier(wiped);
 }
 
