@@ -30,6 +30,7 @@ use tokio::time::timeout;
 
 use crate::grpc::Handle;
 use crate::grpc::listener;
+use crate::mem;
 use crate::metrics::Metrics;
 use crate::telemetry;
 use crate::telemetry::Telemetry;
@@ -48,6 +49,16 @@ pub struct View {
     pub metrics: Metrics,
     /// Whether the server is ready.
     pub server: Handle,
+}
+
+impl View {
+    /// Tells the metrics what only the system knows.
+    fn look(&self) {
+        let memory = mem::status();
+        let swapped = memory.swapped_bytes.unwrap_or_default();
+        let outside = memory.outside.try_into().unwrap_or(u64::MAX);
+        self.metrics.memory(memory.degraded, swapped, outside);
+    }
 }
 
 impl Admin {
@@ -139,7 +150,11 @@ enum Route {
 
 async fn metrics(view: Arc<View>) -> Response<Full<Bytes>> {
     // Collecting from many tenants takes longer than a call should wait.
-    let text = tokio::task::spawn_blocking(move || view.telemetry.text()).await;
+    let text = tokio::task::spawn_blocking(move || {
+        view.look();
+        view.telemetry.text()
+    })
+    .await;
     match text {
         Ok(Ok(text)) => response(StatusCode::OK, telemetry::FORMAT, text),
         Ok(Err(error)) => {
@@ -158,6 +173,7 @@ fn failure() -> Response<Full<Bytes>> {
 /// Degraded is ready: taking away every replica during an outage of KMS would make of a part
 /// failure a whole one.
 fn readiness(view: &View) -> Response<Full<Bytes>> {
+    view.look();
     let unready = view.server.unready();
     let degraded = view.metrics.reasons();
     let (code, status) = match unready {

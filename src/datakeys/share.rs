@@ -43,13 +43,16 @@ pub(super) struct Share {
     due: Mutex<BTreeMap<u64, Vec<WeakEntry>>>,
     /// By key, generation and version: the last one is in force unless it is cut off; those before
     /// it are until their data keys are wiped.
-    origins: Mutex<HashMap<(KeyId, u64, usize), Vec<Arc<Origin>>>>,
+    origins: Mutex<HashMap<(KeyId, u64, usize), Line>>,
     pub(super) sealing_flights: Flights<Arc<SealingKey>>,
     pub(super) opening_flights: Flights<Arc<OpeningKey>>,
     pub(super) refusals: Refusals,
     pub(super) probes: Probes,
     pub(super) tally: Arc<TenantTally>,
 }
+
+/// Origins of one version of a key, one after the other.
+type Line = Vec<Arc<Origin>>;
 
 /// How much a tenant may have.
 #[derive(Clone, Copy)]

@@ -1,5 +1,6 @@
 //! Which slots of the arena are taken: a bit for each, in words that threads change without a lock.
 
+use crate::sync::atomic::AtomicBool;
 use crate::sync::atomic::AtomicU64;
 use crate::sync::atomic::Ordering;
 
@@ -7,6 +8,9 @@ use crate::sync::atomic::Ordering;
 pub(crate) struct Slots {
     words: Box<[AtomicU64]>,
     count: usize,
+    /// No slot was free when last looked for, and none was released since: a hint, so that secrets
+    /// of a moment don't search a full arena each.
+    full: AtomicBool,
 }
 
 impl Slots {
@@ -20,27 +24,39 @@ impl Slots {
         Self {
             words: (0..count).step_by(WORD).map(word).collect(),
             count,
+            full: AtomicBool::new(false),
         }
     }
 
-    /// A slot that nobody holds, which is then the caller's until [`Slots::release`]. Looks first
-    /// near the slot `near`: threads that start apart don't get in each other's way.
+    /// A slot that nobody holds, if one is found, which is then the caller's until
+    /// [`Slots::release`]. Looks first near the slot `near`: threads that start apart don't get in
+    /// each other's way.
     ///
     /// All that its last holder did has happened before.
     pub(crate) fn take(&self, near: usize) -> Option<usize> {
+        if self.full.load(Ordering::Relaxed) {
+            return None;
+        }
         let first = (near / WORD).checked_rem(self.words.len())?;
         let (front, back) = self.words.split_at(first);
         let mut words = (first..).zip(back).chain((0..).zip(front));
-        words.find_map(|(index, word)| {
+        let found = words.find_map(|(index, word)| {
             let bit = take_bit(word)?;
             Some(index * WORD + bit)
-        })
+        });
+        if found.is_none() {
+            self.full.store(true, Ordering::Relaxed);
+        }
+        found
     }
 
     /// Ends the hold on `slot`, which the caller must have.
     pub(crate) fn release(&self, slot: usize) {
         if let Some(word) = self.words.get(slot / WORD) {
             word.fetch_and(!(1 << (slot % WORD)), Ordering::Release);
+        }
+        if self.full.load(Ordering::Relaxed) {
+            self.full.store(false, Ordering::Relaxed);
         }
     }
 
