@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
+use futures_util::future::join_all;
 use keybroker::clock::System;
 use keybroker::datakeys::Source;
 use keybroker::policy::Permit;
@@ -16,8 +17,6 @@ use super::scene::Scene;
 
 const ROUNDS: usize = 12;
 const SPAN: Duration = Duration::from_millis(1500);
-/// Left out at the beginning of a round: the keys of the last one are too old.
-const WARM_UP: Duration = Duration::from_millis(200);
 const TASKS: usize = 4;
 /// So many that more than one call in a thousand would wait, if those at a replacement did.
 const KEYS: usize = 64;
@@ -83,6 +82,11 @@ impl Round {
 }
 
 async fn round(scene: &Arc<Scene>) -> Round {
+    // The keys of the last round are too old.
+    let fresh = (0..KEYS).map(async |n| {
+        scene.data_keys.sealing(&scene.permit(n), 1).await.unwrap();
+    });
+    join_all(fresh).await;
     let sweeper = tokio::spawn({
         let scene = Arc::clone(scene);
         async move {
@@ -118,10 +122,8 @@ async fn seal(scene: Arc<Scene>) -> Round {
             let reserved = scene.data_keys.sealing(permit, 1024).await.unwrap();
             let waited = matches!(reserved.source, Source::Coalesced | Source::Miss(_));
             reserved.seal(b"", &plaintext).unwrap();
-            if begun.elapsed() >= WARM_UP {
-                round.spans.push(started.elapsed().as_nanos() as u64);
-                round.waits += u32::from(waited);
-            }
+            round.spans.push(started.elapsed().as_nanos() as u64);
+            round.waits += u32::from(waited);
         }
         tokio::time::sleep(PAUSE).await;
     }
