@@ -48,8 +48,10 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: &Args) -> Result<(), Failure> {
     harden();
+    // Before anything says that it serves: a signal then has it end in order.
+    let stop = told_to_stop()?;
     let broking = Broking::start(&args.config.config, Purpose::Production).await?;
-    broking.until(told_to_stop()?).await;
+    broking.until(stop).await;
     Ok(())
 }
 
