@@ -455,6 +455,7 @@ impl Config {
             anchor(&mut unix.path);
         }
         self.audit.file.as_mut().map(anchor);
+        self.cache.warm_file.as_mut().map(anchor);
         self.kms.anchor(folder);
     }
 }

@@ -14,6 +14,7 @@
 //! | `slot`, `share`, `shares` | an entry, a tenant's entries, all tenants |
 //! | `flight`, `upstream`, `refresh` | one KMS call for all who wait; successors ahead of time |
 //! | `refusal`, `probe`, `learn` | what KMS refused, and whom that concerns |
+//! | `warm` | what a restart begins with |
 
 mod budget;
 mod config;
@@ -29,6 +30,7 @@ mod share;
 mod shares;
 mod slot;
 mod upstream;
+pub mod warm;
 
 use std::sync::Arc;
 
@@ -64,6 +66,10 @@ use shares::Shares;
 use slot::Entry;
 use upstream::Question;
 use upstream::Upstream;
+use warm::Backlog;
+use warm::Pace;
+use warm::Recent;
+use warm::Warmed;
 
 /// Data keys of all tenants, and the KMS behind them.
 pub struct DataKeys {
@@ -141,7 +147,8 @@ impl DataKeys {
             metrics.clone(),
             Arc::clone(&clock),
         );
-        let upstream = Upstream::new(kms, clock, metrics, shares, config.refreshes);
+        let backlog = config.warm_file.as_ref().map(|_| Backlog::default());
+        let upstream = Upstream::new(kms, clock, metrics, shares, config.refreshes, backlog);
         Self {
             upstream: Arc::new(upstream),
         }
@@ -263,6 +270,28 @@ impl DataKeys {
                 share.remove_cut();
             }
         }
+    }
+
+    /// What a restart should begin with: the entries that were used most recently, most recent
+    /// first, and of what [`DataKeys::warm`] has not got to yet. Empty unless
+    /// [`Config::warm_file`] is set.
+    pub fn recent(&self) -> Vec<Recent> {
+        warm::recent(&self.upstream)
+    }
+
+    /// Has KMS give the data keys of `recent` again where they still belong to a key of
+    /// `directory`, at `pace`, for callers to find in the cache; hands out none. From this call
+    /// on they are part of [`DataKeys::recent`]; the rest waits for the future. Does nothing
+    /// unless [`Config::warm_file`] is set.
+    pub fn warm(
+        &self,
+        recent: Vec<Recent>,
+        pace: Pace,
+        directory: impl Fn() -> Arc<Directory> + Send + 'static,
+    ) -> impl Future<Output = Warmed> + Send + 'static {
+        let upstream = Arc::clone(&self.upstream);
+        let backlog = warm::remember(&upstream, recent);
+        warm::run(upstream, backlog, pace, directory)
     }
 
     /// How the cache has served so far.

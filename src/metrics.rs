@@ -131,6 +131,46 @@ impl Refresh {
     }
 }
 
+/// What became of an entry that a restart began with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Warming {
+    /// KMS gave its data key again.
+    Done,
+    /// KMS did not answer.
+    Failed,
+    /// It belongs to no key of the directory any more.
+    Foreign,
+    /// There is no room for it.
+    Full,
+    /// A caller was faster.
+    Known,
+    /// KMS refused.
+    Refused,
+}
+
+impl Warming {
+    const ALL: [Self; 6] = [
+        Self::Done,
+        Self::Failed,
+        Self::Foreign,
+        Self::Full,
+        Self::Known,
+        Self::Refused,
+    ];
+
+    /// The value of the label `outcome`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Foreign => "foreign",
+            Self::Full => "full",
+            Self::Known => "known",
+            Self::Refused => "refused",
+        }
+    }
+}
+
 /// What we need and can do without for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dependency {
@@ -255,6 +295,11 @@ impl Metrics {
         }
     }
 
+    /// Counts what became of an entry that a restart began with.
+    pub fn warmed(&self, warming: Warming) {
+        self.0.values.warmings.of(warming).fetch_add(1, Relaxed);
+    }
+
     /// The tally of `tenant`, to be kept by whoever counts often: finding it takes a lock. The
     /// first [`TENANTS`] tenants have one each until the process ends, and later ones share one,
     /// so that no counter ever falls.
@@ -326,6 +371,7 @@ struct Values {
     lookups: LookupCounts,
     retirements: RetirementCounts,
     refreshes: RefreshCounts,
+    warmings: WarmingCounts,
     tenants: Tenants,
     cache_entries: AtomicU64,
     cache_bytes: AtomicU64,
@@ -406,6 +452,29 @@ impl RefreshCounts {
     }
 }
 
+#[derive(Default)]
+struct WarmingCounts {
+    done: AtomicU64,
+    failed: AtomicU64,
+    foreign: AtomicU64,
+    full: AtomicU64,
+    known: AtomicU64,
+    refused: AtomicU64,
+}
+
+impl WarmingCounts {
+    fn of(&self, warming: Warming) -> &AtomicU64 {
+        match warming {
+            Warming::Done => &self.done,
+            Warming::Failed => &self.failed,
+            Warming::Foreign => &self.foreign,
+            Warming::Full => &self.full,
+            Warming::Known => &self.known,
+            Warming::Refused => &self.refused,
+        }
+    }
+}
+
 /// The tenants' tallies.
 #[derive(Default)]
 struct Tenants {
@@ -462,6 +531,16 @@ fn register(meter: &Meter, values: &Arc<Values>) {
         .with_callback(reading(values, |values, instrument| {
             for one in Refresh::ALL {
                 let count = values.refreshes.of(one).load(Relaxed);
+                instrument.observe(count, &[KeyValue::new("outcome", one.label())]);
+            }
+        }))
+        .build();
+    meter
+        .u64_observable_counter("keybroker_key_cache_warmed")
+        .with_description("Data keys that a restart began with, by what became of them.")
+        .with_callback(reading(values, |values, instrument| {
+            for one in Warming::ALL {
+                let count = values.warmings.of(one).load(Relaxed);
                 instrument.observe(count, &[KeyValue::new("outcome", one.label())]);
             }
         }))

@@ -2,6 +2,7 @@
 //! starts through the same [`Broking`].
 
 mod reload;
+mod warm;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -22,6 +23,7 @@ use crate::cli::ConfigArg;
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::chain;
+use crate::cli::serve::warm::Keeper;
 use crate::clock::Clock;
 use crate::clock::System;
 use crate::config::Config;
@@ -60,6 +62,8 @@ pub(super) struct Broking {
     server: Server,
     admin: Option<Admin>,
     broker: Arc<Broker>,
+    /// None where nothing is kept for the next start.
+    keeper: Option<Keeper>,
 }
 
 impl Broking {
@@ -125,6 +129,10 @@ impl Broking {
         if let Some(address) = admin.as_ref().and_then(Admin::address) {
             tracing::info!(%address, "serving metrics and readiness in plain text");
         }
+        let keeper = match purpose {
+            Purpose::Production => Keeper::new(&config.cache, Arc::clone(&broker)),
+            Purpose::Dev => None,
+        };
         let reloader = reload::Reloader {
             path: path.to_owned(),
             config,
@@ -139,6 +147,7 @@ impl Broking {
             server,
             admin,
             broker,
+            keeper,
         })
     }
 
@@ -154,12 +163,16 @@ impl Broking {
 
     /// Serves until `shutdown`, and lets calls under way finish.
     pub(super) async fn until(self, shutdown: impl Future<Output = ()>) {
+        let keeping = self.keeper.map(Keeper::start);
         // Ends after the server: a drain is worth seeing to its end.
         let mut aside = JoinSet::new();
         if let Some(admin) = self.admin {
             aside.spawn(admin.run());
         }
         self.server.run(shutdown).await;
+        if let Some(keeping) = keeping {
+            keeping.end().await;
+        }
         aside.shutdown().await;
         tracing::info!("stopped");
     }

@@ -1,5 +1,7 @@
 //! How large the cache may be.
 
+use std::path::PathBuf;
+
 use serde::Deserialize;
 
 use crate::strict::OutOfBounds;
@@ -17,6 +19,11 @@ pub struct Config {
     pub tenant_bytes: u64,
     /// Most data keys that are refreshed at once, 1 to 1,000.
     pub refreshes: usize,
+    /// Where the wrapped keys of recently used entries are kept for the next start; nowhere when
+    /// not set.
+    pub warm_file: Option<PathBuf>,
+    /// Most KMS calls a second that the start makes for them, 1 to 1,000.
+    pub warm_rate: u32,
 }
 
 impl Default for Config {
@@ -27,6 +34,8 @@ impl Default for Config {
             tenant_entries: 10_000,
             tenant_bytes: 16 << 20,
             refreshes: 16,
+            warm_file: None,
+            warm_rate: 20,
         }
     }
 }
@@ -53,6 +62,12 @@ impl Config {
                 MOST_BYTES,
             ),
             ("cache.refreshes", refreshes, (1, "1"), (1000, "1000")),
+            (
+                "cache.warm_rate",
+                self.warm_rate.into(),
+                (1, "1"),
+                (1000, "1000"),
+            ),
         ] {
             if !(floor..=ceiling).contains(&value) {
                 return Err(OutOfBounds {

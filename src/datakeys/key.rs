@@ -131,12 +131,13 @@ impl SealingKey {
     }
 
     /// The same data key for the other direction, so that what was wrapped here is never unwrapped
-    /// by KMS.
-    pub(super) fn opener(&self) -> OpeningKey {
+    /// by KMS; `kept` as in [`OpeningKey::new`].
+    pub(super) fn opener(&self, kept: Option<Envelope>) -> OpeningKey {
         OpeningKey {
             material: Arc::clone(&self.material),
             version: Arc::clone(&self.version),
             born: self.born,
+            kept,
         }
     }
 
@@ -182,14 +183,22 @@ pub struct OpeningKey {
     material: Arc<Material>,
     version: Arc<Version>,
     born: Instant,
+    kept: Option<Envelope>,
 }
 
 impl OpeningKey {
-    pub(super) fn new(material: Arc<Material>, version: Arc<Version>, born: Instant) -> Self {
+    /// A key asked for at `born`. `kept` is what KMS was asked, where that is kept for a restart.
+    pub(super) fn new(
+        material: Arc<Material>,
+        version: Arc<Version>,
+        born: Instant,
+        kept: Option<Envelope>,
+    ) -> Self {
         Self {
             material,
             version,
             born,
+            kept,
         }
     }
 
@@ -201,6 +210,11 @@ impl OpeningKey {
 
     pub(super) fn origin(&self) -> &Arc<Origin> {
         self.material.origin()
+    }
+
+    /// The context and the one wrapped key that KMS was asked with, if they are kept.
+    pub(super) fn kept(&self) -> Option<&Envelope> {
+        self.kept.as_ref()
     }
 
     /// When it serves no more.

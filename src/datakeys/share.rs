@@ -180,9 +180,14 @@ impl Share {
         self.entries.run_pending_tasks();
     }
 
+    /// All entries of this moment, those that are empty included.
+    pub(super) fn all(&self) -> Vec<Entry> {
+        self.entries.iter().map(|(_, entry)| entry).collect()
+    }
+
     /// Takes out the entries that have gone unused for longest: one part in sixteen.
     pub(super) fn shrink(&self) {
-        let mut entries: Vec<Entry> = self.entries.iter().map(|(_, entry)| entry).collect();
+        let mut entries = self.all();
         let count = entries.len() / 16 + 1;
         if count < entries.len() {
             entries.select_nth_unstable_by_key(count, Entry::used);

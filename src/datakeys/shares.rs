@@ -73,6 +73,14 @@ impl Shares {
         read(&self.shares).values().cloned().collect()
     }
 
+    /// Whether `share` can take two entries more, those of a sealing key, and nobody loses one.
+    pub(super) fn have_room(&self, share: &Share) -> bool {
+        let Allowance { entries, bytes } = self.allowance;
+        self.entries.load(Ordering::Relaxed).saturating_add(2) <= self.most
+            && share.entries().saturating_add(2) <= entries
+            && share.bytes() < bytes
+    }
+
     /// Makes room when there are too many entries in all: the tenant that has most gives some of
     /// its own, so nobody below an equal part of the whole loses any.
     pub(super) fn make_room(&self) {

@@ -58,6 +58,12 @@ impl<K> Slot<K> {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// Makes `used` its last use, in milliseconds of the boot clock: an entry that nobody asked
+    /// for keeps the rank that it had.
+    pub(super) fn rank(&self, used: u64) {
+        self.used.store(used, Ordering::Relaxed);
+    }
+
     fn take(&self) -> Option<Arc<K>> {
         self.key.swap(None)
     }
@@ -104,7 +110,10 @@ impl Entry {
     /// About how much memory it takes, in bytes, the map's own share included.
     pub(super) fn bytes(&self) -> u64 {
         let variable = match self {
-            Self::Opening(_) => 0,
+            Self::Opening(slot) => slot
+                .key()
+                .and_then(|key| Some(key.kept()?.size()))
+                .unwrap_or(0),
             Self::Sealing(slot) => slot.key().map_or(0, |key| key.envelope().size()),
         };
         FIXED_BYTES.saturating_add(variable.try_into().unwrap_or(u64::MAX))

@@ -22,11 +22,13 @@ use crate::datakeys::share::Share;
 use crate::datakeys::shares::Shares;
 use crate::datakeys::slot::Entry;
 use crate::datakeys::slot::Slot;
+use crate::datakeys::warm::Backlog;
 use crate::kms;
 use crate::kms::KeyRef;
 use crate::kms::Kms;
 use crate::message::EncryptedDataKey;
 use crate::message::EncryptionContext;
+use crate::message::Envelope;
 use crate::metrics::Dependency;
 use crate::metrics::Metrics;
 use crate::metrics::Refresh;
@@ -43,6 +45,8 @@ pub(super) struct Upstream {
     pub(super) shares: Shares,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) metrics: Metrics,
+    /// None where nothing is kept for a restart.
+    pub(super) backlog: Option<Backlog>,
     kms: Arc<dyn Kms>,
     calls: AtomicU64,
     successors: Queue<Successor>,
@@ -75,11 +79,13 @@ impl Upstream {
         metrics: Metrics,
         shares: Shares,
         refreshes: usize,
+        backlog: Option<Backlog>,
     ) -> Self {
         Self {
             shares,
             clock,
             metrics,
+            backlog,
             kms,
             calls: AtomicU64::new(0),
             successors: Queue::new(refreshes),
@@ -209,7 +215,7 @@ impl Upstream {
             .as_ref()
             .map_or_else(|| now.millis(), |slot| slot.used());
         let why = previous.and_then(|slot| slot.key()?.due(now));
-        let opener = Arc::new(sealing.opener());
+        let opener = Arc::new(sealing.opener(self.kept(&question.context, &wrapped)));
         let pairs = sealing.envelope().context();
         let twin = Id::opening(question.origin.key(), pairs, &wrapped);
         let twin = Slot::new(twin, opener, now.millis());
@@ -234,13 +240,20 @@ impl Upstream {
         let primary = unwrapped.current && origin.is_primary();
         let version = origin.named(&wrapped, primary);
         let material = Arc::new(Material::new(unwrapped.plaintext, origin));
-        let opening = Arc::new(OpeningKey::new(material, version, born));
+        let kept = self.kept(&question.context, &wrapped);
+        let opening = Arc::new(OpeningKey::new(material, version, born, kept));
         let now = self.clock.now();
         let slot = Slot::new(question.id, Arc::clone(&opening), now.millis());
         let entry = Entry::Opening(Arc::new(slot));
         question.share.put(entry, Retirement::Age, now);
         self.shares.make_room();
         Ok((opening, unwrapped.request_id))
+    }
+
+    /// What an opening key keeps for a restart.
+    fn kept(&self, context: &EncryptionContext, wrapped: &EncryptedDataKey) -> Option<Envelope> {
+        self.backlog.as_ref()?;
+        Envelope::new(context, std::slice::from_ref(wrapped)).ok()
     }
 
     /// Has KMS make a data key, whose age counts from before the call.
