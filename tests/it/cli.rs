@@ -9,3 +9,4 @@ mod reloading;
 mod serving;
 mod site;
 mod usage;
+mod warming;

@@ -35,6 +35,7 @@ fn the_example_passes_the_check_with_all_that_is_off_in_it() {
     assert!(config.listen.unix.is_some() && config.listen.health.is_some());
     assert!(config.listen.admin.is_some());
     assert!(config.kms.local.is_some() && config.audit.file.is_some());
+    assert!(config.cache.warm_file.is_some());
     assert!(
         config
             .identity
@@ -51,7 +52,11 @@ fn the_example_shows_the_defaults() {
     let path = lay_out(folder.path(), &switched_on(&example("keybroker.toml")));
     let config = Config::load(&path).unwrap();
     assert_eq!(config.limits, Limits::default());
-    assert_eq!(config.cache, datakeys::Config::default());
+    let cache = datakeys::Config {
+        warm_file: config.cache.warm_file.clone(),
+        ..datakeys::Config::default()
+    };
+    assert_eq!(config.cache, cache);
     let listen = listener::Config::default();
     assert_eq!(config.listen.admin_exposed, listen.admin_exposed);
     assert_eq!(config.listen.reflection, listen.reflection);

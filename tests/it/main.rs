@@ -38,3 +38,4 @@ mod secrecy;
 mod transport;
 mod upstream;
 mod vectors;
+mod warm;

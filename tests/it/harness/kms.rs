@@ -60,6 +60,12 @@ pub struct Held {
     _permit: OwnedSemaphorePermit,
 }
 
+impl Default for FakeKms {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl FakeKms {
     pub(super) fn new() -> Self {
         Self {
