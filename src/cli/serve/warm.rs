@@ -3,11 +3,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::task::spawn_blocking;
 use tokio::time::MissedTickBehavior;
 use tokio::time::interval_at;
 
@@ -55,7 +55,11 @@ impl Keeper {
     }
 
     async fn keep(mut self, mut end: oneshot::Receiver<()>) {
-        let Some(recent) = self.read().await else {
+        let recent = tokio::select! {
+            recent = self.read() => recent,
+            _ = &mut end => return,
+        };
+        let Some(recent) = recent else {
             return;
         };
         let warming = tokio::spawn(self.warm(recent));
@@ -76,10 +80,9 @@ impl Keeper {
     /// in its place.
     async fn read(&self) -> Option<Vec<Recent>> {
         let path = self.path.clone();
-        let error = match spawn_blocking(move || warm::read(&path)).await {
-            Ok(Ok(recent)) => return Some(recent),
-            Ok(Err(error)) => error,
-            Err(_) => return None,
+        let error = match aside(move || warm::read(&path)).await? {
+            Ok(recent) => return Some(recent),
+            Err(error) => error,
         };
         let foreign = match &error {
             Error::Flawed { flaw, .. } => *flaw == Flaw::Foreign,
@@ -122,7 +125,7 @@ impl Keeper {
 
     async fn save(&mut self) {
         let (path, broker, before) = (self.path.clone(), Arc::clone(&self.broker), self.written);
-        let saved = spawn_blocking(move || {
+        let saved = aside(move || {
             let bytes = warm::encode(&broker.data_keys().recent());
             let digest = sha256(&bytes);
             if before != Some(digest) {
@@ -131,12 +134,12 @@ impl Keeper {
             Ok::<_, Error>(digest)
         });
         match saved.await {
-            Ok(Ok(digest)) => self.written = Some(digest),
-            Ok(Err(error)) => tracing::warn!(
+            Some(Ok(digest)) => self.written = Some(digest),
+            Some(Err(error)) => tracing::warn!(
                 error = chain(&error),
                 "what the next start would begin with is not kept; it is tried again"
             ),
-            Err(_) => tracing::warn!("keeping cache.warm_file failed; it is tried again"),
+            None => tracing::warn!("keeping cache.warm_file failed; it is tried again"),
         }
     }
 }
@@ -150,6 +153,18 @@ impl Keeping {
             tracing::warn!("cache.warm_file was not written in time at the end");
         }
     }
+}
+
+/// Runs `work` in a thread of its own; none when it panics. The end of the process would wait for
+/// a thread of the runtime, whatever keeps its disk.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (done, outcome) = oneshot::channel();
+    let work = move || {
+        // Err: nobody waits any more.
+        let _ = done.send(work());
+    };
+    thread::Builder::new().spawn(work).ok()?;
+    outcome.await.ok()
 }
 
 /// Between two writes.

@@ -79,6 +79,17 @@ async fn a_file_that_cannot_be_written_harms_nobody() {
     assert_eq!(server.stop(), Some(0));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_never_answers_holds_nobody_up() {
+    let fake = FakeKms::start().await;
+    let site = site(&fake);
+    let made = Command::new("mkfifo").arg(site.path("warm")).status();
+    assert!(made.unwrap().success());
+    let server = serve(&site);
+    good_bytes(client(&site, &["encrypt", "--key", "keys/orders"]), b"x");
+    assert_eq!(server.stop(), Some(0));
+}
+
 /// A site whose key `orders` is in `fake`, which serves the user of this process, and keeps a
 /// warm file.
 fn site(fake: &FakeKms) -> Site {
