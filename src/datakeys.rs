@@ -415,14 +415,23 @@ impl DataKeys {
         permit: &Permit,
         id: Id,
     ) -> Result<Reserved, Error> {
-        let question = sealing_question(share, permit, id);
-        let (sealing, request_id) = self.upstream.single_use(&question).await?;
-        let source = Source::Miss(request_id);
-        self.count(share, &source);
-        Ok(Reserved {
-            key: Arc::new(sealing),
-            source,
-        })
+        loop {
+            let question = sealing_question(share, permit, id);
+            let (sealing, request_id) = self.upstream.single_use(&question).await?;
+            match sealing.ended(self.upstream.clock.now()) {
+                None => {
+                    let source = Source::Miss(request_id);
+                    self.count(share, &source);
+                    return Ok(Reserved {
+                        key: Arc::new(sealing),
+                        source,
+                    });
+                }
+                Some(Retirement::Age) => return Err(too_late()),
+                // It was cut off on its way.
+                Some(_) => {}
+            }
+        }
     }
 
     fn count(&self, share: &Share, source: &Source) {
