@@ -34,6 +34,7 @@ use crate::sync::Mutex;
 use crate::sync::atomic::AtomicU64;
 use crate::sync::atomic::Ordering;
 use crate::sync::lock;
+use crate::sync::step;
 
 /// What one tenant has in the cache.
 pub(super) struct Share {
@@ -97,7 +98,7 @@ impl Share {
             .weigher(weigh)
             .eviction_listener(move |_, entry: Entry, cause| match cause {
                 RemovalCause::Expired | RemovalCause::Size => {
-                    evicting.retire(&entry, Retirement::Capacity);
+                    step(|| evicting.retire(&entry, Retirement::Capacity));
                 }
                 // Whoever removes or replaces an entry retires it, and says why.
                 RemovalCause::Explicit | RemovalCause::Replaced => {}
@@ -180,9 +181,11 @@ impl Share {
         self.entries.run_pending_tasks();
     }
 
-    /// All entries of this moment, those that are empty included.
-    pub(super) fn all(&self) -> Vec<Entry> {
-        self.entries.iter().map(|(_, entry)| entry).collect()
+    /// All entries of this moment, those that are empty included, each after the time of its last
+    /// use. That time is read once: callers move it, and to order by what moves may panic.
+    pub(super) fn all(&self) -> Vec<(u64, Entry)> {
+        let dated = |(_, entry): (_, Entry)| (entry.used(), entry);
+        self.entries.iter().map(dated).collect()
     }
 
     /// Takes out the entries that have gone unused for longest: one part in sixteen.
@@ -190,9 +193,9 @@ impl Share {
         let mut entries = self.all();
         let count = entries.len() / 16 + 1;
         if count < entries.len() {
-            entries.select_nth_unstable_by_key(count, Entry::used);
+            entries.select_nth_unstable_by_key(count, |(used, _)| *used);
         }
-        for entry in entries.iter().take(count) {
+        for (_, entry) in entries.iter().take(count) {
             self.retire(entry, Retirement::Capacity);
         }
     }

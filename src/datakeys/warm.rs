@@ -107,12 +107,14 @@ pub(super) fn recent(upstream: &Upstream) -> Vec<Recent> {
     };
     let moment = Moment::of(&*upstream.clock);
     let shares = upstream.shares.all();
-    let mut entries: Vec<Entry> = shares.iter().flat_map(|share| share.all()).collect();
+    let mut entries: Vec<(u64, Entry)> = shares.iter().flat_map(|share| share.all()).collect();
     if entries.len() > MOST_ENTRIES {
-        entries.select_nth_unstable_by_key(MOST_ENTRIES, |entry| Reverse(entry.used()));
+        entries.select_nth_unstable_by_key(MOST_ENTRIES, |(used, _)| Reverse(*used));
         entries.truncate(MOST_ENTRIES);
     }
-    let described = entries.iter().filter_map(|entry| moment.describe(entry));
+    let described = entries
+        .iter()
+        .filter_map(|(_, entry)| moment.describe(entry));
     let mut recent: Vec<Recent> = described.collect();
     drop(entries);
     let present: HashSet<_> = recent.iter().map(Recent::identity).collect();
