@@ -30,6 +30,8 @@ mod replace;
 mod scene;
 #[path = "cache/steady.rs"]
 mod steady;
+#[path = "cache/timing.rs"]
+mod timing;
 
 use std::env;
 use std::process::ExitCode;
@@ -110,11 +112,12 @@ fn median(mut values: Vec<f64>) -> f64 {
 type Measure = fn() -> Vec<Figure>;
 
 /// The names that may follow `cargo bench --bench cache --`.
-const SCENES: [(&str, Measure); 6] = [
+const SCENES: [(&str, Measure); 7] = [
     ("memory", memory::measure),
     ("steady", steady::measure),
     ("herd", herd::measure),
     ("refresh", refresh::measure),
     ("lookup", lookup::measure),
     ("replace", replace::measure),
+    ("timing", timing::measure),
 ];

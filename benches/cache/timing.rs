@@ -1,0 +1,106 @@
+//! What the time of a tenant's call tells about another tenant's part of the cache: nothing, by
+//! Welch's t-test.
+
+use std::time::Instant;
+
+use keybroker::datakeys::Scope;
+use keybroker::policy::Permit;
+use tokio::runtime::Builder;
+
+use super::Figure;
+use super::scene;
+use super::scene::Plan;
+use super::scene::Random;
+use super::scene::Scene;
+
+/// Calls of each kind that are timed.
+const HITS: usize = 100_000;
+const MISSES: usize = 30_000;
+/// Beyond this, a difference is not chance (dudect).
+const BOUND: f64 = 4.5;
+/// The observer and the observed, with the same key name and context but for the tenant.
+const OBSERVER: usize = 0;
+const OBSERVED: usize = 1;
+
+pub fn measure() -> Vec<Figure> {
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let plan = Plan {
+        tenants: 2,
+        ..Plan::default()
+    };
+    let scene = Scene::new(scene::manual(), &plan);
+    let hits = runtime.block_on(observe(&scene, HITS, Call::Hit));
+    let misses = runtime.block_on(observe(&scene, MISSES, Call::Miss));
+    vec![
+        Figure::bound("foreign_hit_timing_t", hits, BOUND),
+        Figure::bound("foreign_miss_timing_t", misses, BOUND),
+    ]
+}
+
+/// What the observer times of its own.
+#[derive(Clone, Copy)]
+enum Call {
+    Hit,
+    Miss,
+}
+
+async fn observe(scene: &Scene, samples: usize, call: Call) -> f64 {
+    let mut random = Random(7);
+    let own = scene.permit(OBSERVER);
+    let other = scene.permit(OBSERVED);
+    let mut times = Vec::with_capacity(samples);
+    for _ in 0..samples {
+        // Both ways the same work is done, in another order.
+        let cached = random.below(2) == 0;
+        if cached {
+            forget(scene, OBSERVED).await;
+            seal(scene, &other).await;
+        } else {
+            seal(scene, &other).await;
+            forget(scene, OBSERVED).await;
+        }
+        // And the same work before the clock starts, so that the order leaves no trace in the
+        // machine's own caches.
+        for _ in 0..4 {
+            forget(scene, OBSERVER).await;
+            seal(scene, &own).await;
+            seal(scene, &own).await;
+        }
+        if let Call::Miss = call {
+            forget(scene, OBSERVER).await;
+        }
+        let begun = Instant::now();
+        seal(scene, &own).await;
+        times.push((cached, begun.elapsed().as_nanos() as f64));
+    }
+    welch(&times)
+}
+
+async fn seal(scene: &Scene, permit: &Permit) {
+    drop(scene.data_keys.sealing(permit, 1).await.unwrap());
+}
+
+async fn forget(scene: &Scene, tenant: usize) {
+    let tenant = format!("tenant-{tenant:02}").parse().unwrap();
+    scene.data_keys.purge(&Scope::Tenant(tenant)).await;
+}
+
+/// The absolute t of the two classes, without the slowest twentieth: interruptions.
+fn welch(times: &[(bool, f64)]) -> f64 {
+    let mut sorted: Vec<f64> = times.iter().map(|(_, time)| *time).collect();
+    sorted.sort_unstable_by(f64::total_cmp);
+    let crop = sorted[sorted.len() * 19 / 20];
+    let class = |of: bool| {
+        let class: Vec<f64> = times
+            .iter()
+            .filter(|(cached, time)| *cached == of && *time <= crop)
+            .map(|(_, time)| *time)
+            .collect();
+        let count = class.len() as f64;
+        let mean = class.iter().sum::<f64>() / count;
+        let variance = class.iter().map(|time| (time - mean).powi(2)).sum::<f64>() / (count - 1.0);
+        (mean, variance / count)
+    };
+    let ((one, spread), (two, other_spread)) = (class(true), class(false));
+    ((one - two) / (spread + other_spread).sqrt()).abs()
+}
