@@ -38,7 +38,12 @@ use clap::CommandFactory as _;
 use clap::Parser;
 use clap::Subcommand;
 use clap::error::ErrorKind;
+use tracing::Level;
+use tracing::Subscriber;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt as _;
 use zeroize::Zeroizing;
 
 use crate::grpc::client;
@@ -366,20 +371,11 @@ fn usage(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// Logs to standard error, so that standard output stays the audit's or the command's. The AWS
-/// SDK's own lines stay at warnings whatever is asked for: it has printed credentials at TRACE.
+/// Logs to standard error, so that standard output stays the audit's or the command's.
 fn log(usual: &str) {
     let asked = std::env::var("RUST_LOG").unwrap_or_else(|_| usual.into());
-    let filter = EnvFilter::builder().parse_lossy(format!("{asked},{CAPPED}"));
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        // A log file is no place for colors.
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false)
-        .finish();
     // Err: a test has set one already.
-    let _ = tracing::subscriber::set_global_default(subscriber);
+    let _ = tracing::subscriber::set_global_default(logger(&asked, io::stderr));
     // Where a panic was, and not its message, which may quote a value.
     panic::set_hook(Box::new(|panic| {
         tracing::error!(
@@ -389,14 +385,63 @@ fn log(usual: &str) {
     }));
 }
 
-const CAPPED: &str = "aws_config=warn,aws_runtime=warn,aws_sdk_kms=warn,aws_sdk_sso=warn,\
-    aws_sdk_ssooidc=warn,aws_sdk_sts=warn,aws_sigv4=warn,aws_smithy_runtime=warn,\
-    aws_smithy_runtime_api=warn,aws_smithy_http_client=warn,h2=warn,hyper=warn,hyper_util=warn,\
-    rustls=warn";
+/// Writes what is `asked` for. The AWS SDK's own lines stay at warnings whatever that is: it has
+/// printed credentials at TRACE.
+fn logger<W>(asked: &str, writer: W) -> impl Subscriber + Send + Sync
+where
+    W: for<'writer> MakeWriter<'writer> + Send + Sync + 'static,
+{
+    let filter = EnvFilter::builder().parse_lossy(format!("{QUIET},{asked}"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(writer)
+        // A log file is no place for colors.
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .finish()
+        // Not a directive of the filter's, which a longer one would outdo.
+        .with(filter_fn(|metadata| {
+            !metadata.target().starts_with("aws_") || *metadata.level() <= Level::WARN
+        }))
+}
+
+/// Libraries that say much of every frame: they are heard when they are asked for by name.
+const QUIET: &str = "h2=warn,hyper_util=warn";
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::fs::File;
+
     use super::*;
+
+    #[test]
+    fn the_aws_sdk_says_nothing_below_warnings_whatever_is_asked_for() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let asked = "trace,aws_sigv4=trace,aws_smithy_runtime::client=trace,h2=debug";
+        let written = File::create(file.path()).expect("a file");
+        tracing::subscriber::with_default(logger(asked, written), || {
+            tracing::trace!(target: "aws_sigv4", "hidden");
+            tracing::trace!(target: "aws_types", "hidden");
+            tracing::info!(target: "aws_smithy_runtime::client::orchestrator", "hidden");
+            tracing::warn!(target: "aws_config", "shown 1");
+            tracing::debug!(target: "h2::proto", "shown 2");
+            tracing::trace!("shown 3");
+        });
+        let text = fs::read_to_string(file.path()).expect("text");
+        assert!(!text.contains("hidden"), "{text}");
+        assert_eq!(text.matches("shown").count(), 3, "{text}");
+    }
+
+    #[test]
+    fn libraries_talk_of_frames_only_when_asked_by_name() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let written = File::create(file.path()).expect("a file");
+        tracing::subscriber::with_default(logger("trace", written), || {
+            tracing::debug!(target: "h2::proto", "hidden");
+        });
+        assert_eq!(fs::read_to_string(file.path()).expect("text"), "");
+    }
 
     #[test]
     fn the_command_line_is_well_formed() {
