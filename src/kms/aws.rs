@@ -4,6 +4,7 @@
 
 mod codes;
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::error::Error as StdError;
 use std::iter;
@@ -57,6 +58,7 @@ use crate::kms::aws::codes::meaning;
 use crate::kms::aws::codes::sentence;
 use crate::message::EncryptedDataKey;
 use crate::message::EncryptionContext;
+use crate::message::context::is_reserved;
 
 /// How AWS KMS is reached. Credentials are no part of it: they come from the SDK's standard chain
 /// (environment, profile, web identity, container, instance).
@@ -191,7 +193,7 @@ impl Kms for Aws {
             .set_encryption_context(pairs(context))
             .send()
             .await
-            .map_err(|error| match failure(error) {
+            .map_err(|error| match failure(error, context) {
                 // There was no ciphertext to complain of.
                 Error::InvalidCiphertext | Error::IncorrectKey => {
                     Error::Invalid("an error about ciphertext, and none was sent".to_owned())
@@ -244,7 +246,7 @@ impl Kms for Aws {
             .set_encryption_context(pairs(context))
             .send()
             .await
-            .map_err(failure)?;
+            .map_err(|error| failure(error, context))?;
         let plaintext = secret(answer.plaintext.take());
         same_key(arn, answer.key_id())?;
         // Whoever may use the key can have KMS wrap any other bytes: the message that holds them is
@@ -266,7 +268,7 @@ impl Kms for Aws {
             .key_id(arn.as_str())
             .send()
             .await
-            .map_err(failure)?;
+            .map_err(|error| failure(error, &EncryptionContext::default()))?;
         let key = answer
             .key_metadata()
             .ok_or_else(|| Error::Invalid("no description of the key".to_owned()))?;
@@ -374,8 +376,8 @@ fn usable(key: &KeyMetadata) -> Result<(), Error> {
     }
 }
 
-/// What a failed call means to us.
-fn failure<E>(error: SdkError<E>) -> Error
+/// What a failed call with `context` means to us.
+fn failure<E>(error: SdkError<E>, context: &EncryptionContext) -> Error
 where
     E: ProvideErrorMetadata + StdError + 'static,
 {
@@ -384,7 +386,10 @@ where
         SdkError::ServiceError(service) => {
             let answer = service.err();
             match answer.code() {
-                Some(code) => meaning(code, answer.message().unwrap_or_default()),
+                Some(code) => {
+                    let message = without(answer.message().unwrap_or_default(), context);
+                    meaning(code, &message)
+                }
                 // Without a code it was not KMS who refused: a proxy or a load balancer.
                 None if service.raw().status().is_success() => {
                     Error::Invalid("an answer that cannot be read".to_owned())
@@ -398,6 +403,17 @@ where
             None => Error::Unavailable(causes(&error)),
         },
     }
+}
+
+/// A sentence of KMS's without the values of `context`, should it repeat them. Our own pair, the
+/// tenant's id, stays: it is no secret, and may be a part of many a role's name.
+fn without(message: &str, context: &EncryptionContext) -> String {
+    let foreign = context.pairs().filter(|(name, _)| !is_reserved(name));
+    let mut values: Vec<&str> = foreign.map(|(_, value)| value).collect();
+    // One may be a part of another.
+    values.sort_by_key(|value| Reverse(value.len()));
+    let cut = |text: String, value: &&str| text.replace(value, "…");
+    values.iter().fold(message.to_owned(), cut)
 }
 
 fn sources<'a>(
@@ -475,6 +491,19 @@ mod tests {
         ] {
             assert!(!is_confidential(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_sentence_that_repeats_the_context_loses_its_values() {
+        let pairs = [
+            ("ward", "seven"),
+            ("bed", "seventy"),
+            ("keybroker:tenant", "kms"),
+        ];
+        let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let context = EncryptionContext::new(pairs).expect("a context");
+        let said = without("no kms:Decrypt of {ward: seven, bed: seventy}", &context);
+        assert_eq!(said, "no kms:Decrypt of {ward: …, bed: …}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub(super) fn meaning(code: &str, message: &str) -> Error {
         "AccessDeniedException" | "InvalidGrantTokenException" | "NotAuthorized" => {
             Error::AccessDenied(said())
         }
+        // Some quote the request that they would have signed, the session token included.
         "ExpiredToken"
         | "ExpiredTokenException"
         | "IncompleteSignature"
@@ -20,7 +21,7 @@ pub(super) fn meaning(code: &str, message: &str) -> Error {
         | "OptInRequired"
         | "RequestExpired"
         | "SignatureDoesNotMatch"
-        | "UnrecognizedClientException" => Error::Credentials(format!("{code}: {}", said())),
+        | "UnrecognizedClientException" => Error::Credentials(code.to_owned()),
         "DisabledException" => Error::Disabled,
         "IncorrectKeyException" => Error::IncorrectKey,
         "InvalidCiphertextException" => Error::InvalidCiphertext,
@@ -71,7 +72,7 @@ mod tests {
             ("DisabledException", Error::Disabled),
             (
                 "ExpiredTokenException",
-                Error::Credentials(coded("ExpiredTokenException")),
+                Error::Credentials(said("ExpiredTokenException")),
             ),
             ("IncorrectKeyException", Error::IncorrectKey),
             ("InvalidCiphertextException", Error::InvalidCiphertext),
@@ -82,7 +83,7 @@ mod tests {
             ("InvalidKeyUsageException", Error::NotFound(said("why"))),
             (
                 "InvalidSignatureException",
-                Error::Credentials(coded("InvalidSignatureException")),
+                Error::Credentials(said("InvalidSignatureException")),
             ),
             (
                 "KMSInternalException",
@@ -104,7 +105,7 @@ mod tests {
             ("ThrottlingException", Error::Throttled),
             (
                 "UnrecognizedClientException",
-                Error::Credentials(coded("UnrecognizedClientException")),
+                Error::Credentials(said("UnrecognizedClientException")),
             ),
             (
                 "UnsupportedOperationException",
@@ -127,6 +128,11 @@ mod tests {
             panic!("another meaning");
         };
         assert!(!text.contains("ward 7"));
+        let Error::Credentials(text) = meaning("InvalidSignatureException", "security-token:7")
+        else {
+            panic!("another meaning");
+        };
+        assert!(!text.contains("token:7"));
     }
 
     #[test]
