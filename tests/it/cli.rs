@@ -2,10 +2,13 @@
 
 mod admin;
 mod bad_input;
+mod canaries;
 mod dev;
+mod house;
 mod keyring;
 mod memory;
 mod reloading;
+mod scan;
 mod serving;
 mod site;
 mod usage;

@@ -68,8 +68,14 @@ pub enum Operation {
 pub enum Fault {
     /// This error code with this HTTP status.
     Code(&'static str, u16),
+    /// A body as it stands, with this HTTP status.
+    Body(u16, String),
     /// The right answer, late.
     Delay(Duration),
+    /// This error code, with a message that repeats the request's context.
+    EchoContext(&'static str),
+    /// This error code, with a message that repeats the request's head.
+    EchoHead(&'static str),
     /// A success whose body is no JSON.
     Garbage,
     /// No answer, on a connection that stays open.
@@ -390,6 +396,16 @@ async fn respond(request: hyper::Request<Incoming>, shared: &Shared) -> io::Resu
     let answer = || lock(&shared.service).answer(&request);
     match fault {
         None => Ok(reply(answer())),
+        Some(Fault::Body(status, body)) => Ok(whole(status, body)),
+        Some(Fault::EchoContext(code)) => {
+            let context = &request.body["EncryptionContext"];
+            Ok(error(400, code, &format!("not with {context}")))
+        }
+        Some(Fault::EchoHead(code)) => {
+            let token = &parts.headers["x-amz-security-token"];
+            let message = format!("not x-amz-security-token:{token:?} of {:?}", parts.headers);
+            Ok(error(400, code, &message))
+        }
         Some(Fault::Code(code, status)) => Ok(error(status, code, "as the test wants it")),
         Some(Fault::Delay(span)) => {
             tokio::time::sleep(span).await;

@@ -1,39 +1,31 @@
 //! What a server's memory holds, who may read it, and what it leaves behind.
 
-mod scan;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::fs::File;
 use std::io;
 use std::io::Write as _;
-use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::Child;
 use std::process::Command;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use keybroker::crypto::random;
 use keybroker::grpc::pb;
-use keybroker::kms::Arn;
 
+use super::house::House;
+use super::house::KEYBROKER;
+use super::scan::Mapping;
+use super::scan::Secrets;
+use super::scan::mappings;
 use super::site::Running;
 use super::site::Site;
-use crate::harness::Authority;
-use crate::harness::Broker;
 use crate::harness::Client;
-use crate::harness::Connection;
 use crate::harness::WEB;
-use crate::support::fake_kms::BROKER;
 use crate::support::fake_kms::FakeKms;
 use crate::support::unprivileged;
-
-use scan::Mapping;
-use scan::Secrets;
-use scan::mappings;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_key_and_no_plaintext_is_left_in_memory() {
@@ -271,95 +263,6 @@ impl Drop for Guard {
     }
 }
 
-/// A folder for a server whose KMS is a fake.
-struct House {
-    site: Site,
-    authority: Authority,
-    server_authority: Authority,
-    arn: Arn,
-}
-
-impl House {
-    /// Whose key `orders` is `arn`.
-    fn new(arn: &Arn) -> Self {
-        let site = Site::without_keyring();
-        let (authority, server_authority) = (
-            Authority::new("prod.example"),
-            Authority::new("broker.example"),
-        );
-        let own = server_authority.server("localhost");
-        site.write("ca.pem", &authority.pem());
-        site.write("server.pem", &own.chain_pem());
-        site.write("server.key", &own.key_pem());
-        site.write("tenants.toml", &tenants(arn));
-        let local = "[kms.local]\nkeyring = \"keyring\"\nsealing_key = \"sealing.key\"\n";
-        site.edit("keybroker.toml", local, "[kms.aws]\n\n[memory]\n");
-        site.edit(
-            "keybroker.toml",
-            "context = { service = \"{service}\" }\n",
-            "",
-        );
-        Self {
-            site,
-            authority,
-            server_authority,
-            arn: arn.clone(),
-        }
-    }
-
-    fn use_kms(&self, kms: &FakeKms) {
-        let aws = format!("[kms.aws]\nendpoint = \"{}\"", kms.endpoint());
-        self.site.edit("keybroker.toml", "[kms.aws]", &aws);
-    }
-
-    fn set_memory(&self, setting: &str) {
-        let config = fs::read_to_string(self.site.path("keybroker.toml")).unwrap();
-        let lines = config
-            .lines()
-            .filter(|line| !line.starts_with("memfd_secret"));
-        let config: String = lines.map(|line| format!("{line}\n")).collect();
-        self.site.write("keybroker.toml", &config);
-        let section = format!("[memory]\n{setting}");
-        self.site.edit("keybroker.toml", "[memory]", &section);
-    }
-
-    /// A broker in this process with the same tenants and KMS.
-    async fn writer(&self, kms: &FakeKms) -> Broker {
-        Broker::start()
-            .with(|setup| {
-                setup.tenants = tenants(&self.arn);
-                setup.kms = Some(Arc::new(kms.aws()));
-            })
-            .await
-    }
-
-    /// The server, in a process of its own.
-    fn serve(&self) -> Running {
-        Running::logging(self.equip(Command::new(KEYBROKER)))
-    }
-
-    /// `command`, which runs what it is given, as the server.
-    fn equip(&self, mut command: Command) -> Command {
-        command
-            .args(["serve", "--config"])
-            .arg(self.site.path("keybroker.toml"))
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .env("AWS_ACCESS_KEY_ID", BROKER)
-            .env("AWS_SECRET_ACCESS_KEY", "no secret");
-        command
-    }
-
-    /// A connection to the server, which has just started.
-    async fn connect(&self, server: &Running) -> Connection {
-        let address = server.await_line("serving with TLS address=");
-        let address: SocketAddr = address.parse().unwrap();
-        let identity = self.authority.client(WEB);
-        let connection = Connection::dial(address, &self.server_authority, &identity);
-        connection.await.unwrap()
-    }
-}
-
 /// All that callers have seen in plaintext.
 #[derive(Default)]
 struct Plaintexts(Vec<Vec<u8>>);
@@ -423,14 +326,6 @@ impl Plaintexts {
     }
 }
 
-fn tenants(arn: &Arn) -> String {
-    format!(
-        "[[tenant]]\nid = \"acme\"\n[[tenant.key]]\nid = \"orders\"\nkms = \"{}\"\n\
-         users = [\"{WEB}\"]\ncache = {{ max_age = \"5s\" }}\n",
-        arn.as_str()
-    )
-}
-
 fn context((name, n): (&str, usize)) -> BTreeMap<String, String> {
     [(name.to_owned(), n.to_string())].into()
 }
@@ -457,5 +352,4 @@ fn open(ciphertext: &Bytes, pair: (&str, usize)) -> pb::DecryptRequest {
 const CANARIES: usize = 500;
 /// For what goes after a minute without use.
 const PATIENCE: Duration = Duration::from_secs(120);
-const KEYBROKER: &str = env!("CARGO_BIN_EXE_keybroker");
 const SIGSEGV: i32 = 11;

@@ -15,6 +15,7 @@ use std::process::Output;
 use std::process::Stdio;
 use std::sync::mpsc;
 use std::thread;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rcgen::BasicConstraints;
@@ -159,18 +160,21 @@ pub(super) fn bad(command: Command, input: &[u8], code: i32) -> String {
 pub(super) struct Running {
     child: Child,
     lines: mpsc::Receiver<String>,
+    /// Comes to everything that was read, when the stream has ended.
+    reader: Option<JoinHandle<Vec<u8>>>,
 }
 
 impl Running {
     /// Starts `command`, whose standard error is read.
-    pub(super) fn logging(mut command: Command) -> Self {
-        let mut child = command
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = lines(child.stderr.take().unwrap());
-        Self { child, lines }
+    pub(super) fn logging(command: Command) -> Self {
+        Self::logging_beside(command, Stdio::null())
+    }
+
+    /// Starts `command`, whose standard error is read and whose standard output goes to `out`.
+    pub(super) fn logging_beside(mut command: Command, out: impl Into<Stdio>) -> Self {
+        let mut child = command.stdout(out).stderr(Stdio::piped()).spawn().unwrap();
+        let stream = child.stderr.take().unwrap();
+        Self::reading(child, stream)
     }
 
     /// Starts `command`, whose standard output is read.
@@ -180,8 +184,30 @@ impl Running {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let lines = lines(child.stdout.take().unwrap());
-        Self { child, lines }
+        let stream = child.stdout.take().unwrap();
+        Self::reading(child, stream)
+    }
+
+    fn reading(child: Child, stream: impl Read + Send + 'static) -> Self {
+        let (sender, lines) = mpsc::channel();
+        let reader = thread::spawn(move || {
+            let mut stream = BufReader::new(stream);
+            let mut all = Vec::new();
+            loop {
+                let start = all.len();
+                if stream.read_until(b'\n', &mut all).unwrap_or_default() == 0 {
+                    return all;
+                }
+                let line = String::from_utf8_lossy(&all[start..]);
+                // Reads on when nobody listens, so that the process never waits.
+                let _ = sender.send(line.trim_end_matches('\n').to_owned());
+            }
+        });
+        Self {
+            child,
+            lines,
+            reader: Some(reader),
+        }
     }
 
     /// What follows `mark` in the next line that has it.
@@ -219,6 +245,13 @@ impl Running {
         self.child.wait().unwrap().code()
     }
 
+    /// The same, and all that it wrote to the stream that is read.
+    pub(super) fn finish(mut self) -> (Option<i32>, Vec<u8>) {
+        self.signal("TERM");
+        let code = self.child.wait().unwrap().code();
+        (code, self.reader.take().unwrap().join().unwrap())
+    }
+
     /// Ends it as a crash does.
     pub(super) fn crash(mut self) {
         self.child.kill().unwrap();
@@ -239,17 +272,6 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn lines(stream: impl Read + Send + 'static) -> mpsc::Receiver<String> {
-    let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || {
-        for line in BufReader::new(stream).lines().map_while(Result::ok) {
-            // Reads on when nobody listens, so that the process never waits.
-            let _ = sender.send(line);
-        }
-    });
-    receiver
 }
 
 /// Whether anything is there, a dangling link too.

@@ -1,4 +1,5 @@
-//! Looks for secrets in the memory of another process, in all the forms in which they travel.
+//! Looks for secrets in texts and in the memory of another process, in all the forms in which they
+//! travel.
 
 use std::collections::HashMap;
 use std::fs;
@@ -103,6 +104,11 @@ impl Secrets {
             forms.push(("base64", BASE64_STANDARD.encode(groups).into()));
             forms.push(("base64url", BASE64_URL_SAFE.encode(groups).into()));
         }
+        let list = format!("{secret:?}");
+        let list = list.trim_matches(['[', ']']);
+        forms.push(("list", list.into()));
+        forms.push(("dense list", list.replace(' ', "").into()));
+        forms.push(("escaped", secret.escape_ascii().to_string().into()));
         for (form, bytes) in forms {
             for piece in [bytes.first_chunk(), bytes.last_chunk()] {
                 let piece: &Piece = piece.unwrap();
@@ -139,6 +145,17 @@ impl Secrets {
             }
         }
         assert!(looked_at > 1 << 20, "{looked_at} bytes are no server");
+        found
+    }
+
+    /// What of them is in `bytes`, which is called `name`.
+    pub(super) fn find_in_text(&self, bytes: &[u8], name: &str) -> Vec<Found> {
+        let mapping = Mapping {
+            name: name.to_owned(),
+            ..Mapping::default()
+        };
+        let mut found = Vec::new();
+        self.find(bytes, &mapping, &mut found);
         found
     }
 
@@ -185,6 +202,9 @@ fn the_reader_finds_every_form_at_every_place() {
             ("raw", text.clone()),
             ("lower-case hex", hex.clone().into_bytes()),
             ("upper-case hex", hex.to_uppercase().into_bytes()),
+            ("list", format!("{text:?}").into_bytes()),
+            ("dense list", serde_json::to_vec(&text).unwrap()),
+            ("escaped", text.escape_ascii().to_string().into_bytes()),
             ("base64", BASE64_STANDARD.encode(&text).into_bytes()),
             (
                 "base64url",
