@@ -59,3 +59,110 @@ const SEALING: u8 = 1;
 const OPENING: u8 = 2;
 /// The one suite that is written and read.
 const SUITE: [u8; 2] = [0x04, 0x78];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::directory::Directory;
+    use crate::message::EncryptionContext;
+
+    /// All that an entry is: whose key in which state, what is wrapped, and the context.
+    #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+    struct Parts {
+        tenant: String,
+        key: String,
+        generation: u64,
+        pairs: Vec<(String, String)>,
+        wrapped: Option<(String, String, Vec<u8>)>,
+    }
+
+    /// Few parts that run into each other in any way: what is equal and what only looks so is
+    /// equally common.
+    #[test]
+    fn ids_are_equal_exactly_when_all_parts_are() {
+        let keys = keys();
+        let mut dice = Dice(1);
+        let (mut ids, mut parts) = (HashMap::new(), HashMap::new());
+        let mut again = 0;
+        for _ in 0..1_000_000 {
+            let key = dice.pick(&keys);
+            let text = |dice: &mut Dice| dice.pick(&TEXTS).repeat(dice.below(3));
+            let mut pairs = Vec::new();
+            for _ in 0..dice.below(3) {
+                pairs.push((text(&mut dice) + "n", text(&mut dice) + "v"));
+            }
+            // The caller's order, whatever it is, is not the context's.
+            let Ok(context) = EncryptionContext::new(pairs.clone()) else {
+                continue;
+            };
+            let wrapped = (dice.below(2) == 1).then(|| EncryptedDataKey {
+                provider_id: text(&mut dice),
+                provider_info: text(&mut dice),
+                ciphertext: text(&mut dice).into_bytes(),
+            });
+            let serialized = crate::datakeys::serialized(&context);
+            let id = match &wrapped {
+                None => Id::sealing(key, &serialized),
+                Some(wrapped) => Id::opening(key, &serialized, wrapped),
+            };
+            pairs.sort();
+            let these = Parts {
+                tenant: key.name().tenant.to_string(),
+                key: key.name().key.to_string(),
+                generation: key.generation(),
+                pairs,
+                wrapped: wrapped.map(|it| (it.provider_id, it.provider_info, it.ciphertext)),
+            };
+            again += usize::from(ids.contains_key(&these));
+            assert!(*ids.entry(these.clone()).or_insert(id) == id, "{these:?}");
+            let known = parts.entry(id).or_insert_with(|| these.clone());
+            assert_eq!(*known, these, "one id for two entries");
+        }
+        assert!(again > 100_000 && ids.len() > 100_000, "both are tried");
+    }
+
+    /// Keys of tenants whose names begin and end like each other, in two states each.
+    fn keys() -> Vec<Arc<Key>> {
+        let mut text = String::new();
+        for tenant in NAMES {
+            text += &format!("[[tenant]]\nid = \"{tenant}\"\n");
+            for key in NAMES {
+                text += &format!("[[tenant.key]]\nid = \"{key}\"\nkms = \"local:one\"\n");
+            }
+        }
+        let read = |text: &str| Directory::parse(text, Path::new("tenants.toml")).expect("tenants");
+        let first = read(&text);
+        let second = read(&text.replace("local:one", "local:two")).succeed(&first);
+        let keys = [&first, &second].map(|directory| {
+            let ids = directory.tenants().map(|tenant| tenant.id());
+            let keys = ids.flat_map(|id| directory.keys(id)).cloned();
+            keys.collect::<Vec<_>>()
+        });
+        keys.concat()
+    }
+
+    /// SplitMix64: the same million each time.
+    struct Dice(u64);
+
+    impl Dice {
+        fn below(&mut self, limit: usize) -> usize {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut mixed = self.0;
+            mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            let mixed = usize::try_from(mixed >> 32).expect("32 bits");
+            mixed % limit
+        }
+
+        fn pick<'a, T>(&mut self, among: &'a [T]) -> &'a T {
+            &among[self.below(among.len())]
+        }
+    }
+
+    const NAMES: [&str; 3] = ["a", "aa", "a-a"];
+    const TEXTS: [&str; 6] = ["", "a", "/", "\0", "é", "e\u{301}"];
+}
