@@ -44,12 +44,13 @@ impl Upstream {
             }
             // Of the KMS key, whoever asks.
             kms::Error::Disabled | kms::Error::NotFound(_) | kms::Error::PendingDeletion(_) => {
-                for direction in [Direction::Open, Direction::Seal] {
-                    self.remember(question, question.version(direction), refusal);
-                }
                 let kms_key = question.origin.kms_key();
                 for share in self.shares.all() {
                     share.deny(|origin| origin.kms_key() == kms_key);
+                }
+                // Who hears of it from here finds no data key any more.
+                for direction in [Direction::Open, Direction::Seal] {
+                    self.remember(question, question.version(direction), refusal);
                 }
             }
             kms::Error::Credentials(_)
@@ -132,11 +133,11 @@ impl Upstream {
 
     /// The tenant may not use this version of the key at all: none of its entries there serves.
     fn deny_version(&self, question: &Question, refusal: &kms::Error) {
-        self.remember(question, question.version(question.direction), refusal);
         let (key, version) = (question.origin.key(), question.origin.version());
         question
             .share
             .deny(|origin| origin.is_of(key) && origin.version() == version);
+        self.remember(question, question.version(question.direction), refusal);
     }
 }
 
