@@ -1,0 +1,1 @@
+../../src/datakeys.rs

@@ -1,0 +1,192 @@
+//! Every interleaving of the small parts of the cache that race. The product's own files are
+//! included by path; what they take from `crate::sync` is loom's here.
+//!
+//! The usual run tries all interleavings of up to three preemptions, the long form
+//! (`KEYBROKER_TEST_LONG=1`) all that there are. What fails, fails again: the search has an order.
+#![allow(missing_docs, unreachable_pub)]
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use keybroker::clock;
+use keybroker::clock::Clock as _;
+use keybroker::clock::Instant;
+use keybroker::clock::Manual;
+use loom::sync::Arc;
+use loom::thread;
+use loom::thread::JoinHandle;
+
+#[path = "../../src/datakeys/budget.rs"]
+mod budget;
+#[path = "../../src/datakeys/refresh.rs"]
+mod refresh;
+
+use budget::Budget;
+use budget::Left;
+use refresh::Pace;
+use refresh::Queue;
+
+mod sync {
+    use std::sync::PoisonError;
+
+    pub(crate) use loom::sync::Mutex;
+    pub(crate) use loom::sync::MutexGuard;
+    pub(crate) use loom::sync::atomic;
+
+    pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Three race for two messages.
+#[test]
+fn messages_are_never_overdrawn() {
+    explore(|| {
+        let whole = Left {
+            messages: 2,
+            bytes: u64::MAX,
+        };
+        assert_eq!(race_for(whole, 1, |left| left.messages), [0, 1]);
+    });
+}
+
+/// Three race for ten bytes, four each.
+#[test]
+fn bytes_are_never_overdrawn() {
+    explore(|| {
+        let whole = Left {
+            messages: u64::MAX,
+            bytes: 10,
+        };
+        assert_eq!(race_for(whole, 4, |left| left.bytes), [2, 6]);
+    });
+}
+
+/// Three find a key past its soft limit: one has it refreshed.
+#[test]
+fn one_of_three_begins_a_refresh() {
+    explore(|| {
+        let (soft, now) = (at(10), at(11));
+        let pace = Arc::new(Pace::new(soft));
+        let begun = three(&pace, move |pace| pace.begin(now));
+        assert_eq!(begun.iter().filter(|begun| **begun).count(), 1);
+        assert_eq!(pace.next(), None, "it is under way");
+    });
+}
+
+/// A refresh fails while two come along, one of them after the pause: nobody begins during the
+/// pause, and after it somebody can.
+#[test]
+fn a_failed_refresh_is_begun_again_after_its_pause() {
+    explore(|| {
+        let (soft, now, later) = (at(10), at(11), at(13));
+        let pace = Arc::new(Pace::new(soft));
+        assert!(pace.begin(now));
+        let early = begin(&pace, now);
+        let late = begin(&pace, later);
+        pace.failed(now, u8::MAX);
+        assert!(!done(early), "the pause is a second");
+        let begun = done(late);
+        assert_ne!(pace.begin(later), begun, "one of both");
+    });
+}
+
+/// Three add a refresh, and whoever is told to runs the queue: one at a time when one may, and
+/// none is left behind.
+#[test]
+fn one_runner_leaves_no_refresh_behind() {
+    explore(|| assert_eq!(drain(1), 1));
+}
+
+/// As before, with two at a time.
+#[test]
+fn two_runners_leave_no_refresh_behind() {
+    explore(|| assert!(drain(2) <= 2));
+}
+
+/// Has three threads add one each to a queue from which `most` are taken at once, and returns how
+/// many were at most.
+fn drain(most: usize) -> usize {
+    let shared = Arc::new((Queue::new(most), std::sync::Mutex::new(Progress::default())));
+    three(&shared, |(queue, progress)| {
+        // Known to std's lock alone, so that it adds no interleavings.
+        let of = |step: fn(&mut Progress)| step(&mut progress.lock().expect("no panic"));
+        if !queue.add(()) {
+            return;
+        }
+        of(Progress::start);
+        while queue.next().is_some() {
+            of(|progress| progress.done += 1);
+        }
+        of(|progress| progress.running -= 1);
+    });
+    let progress = shared.1.lock().expect("no panic");
+    assert_eq!((progress.done, progress.running), (3, 0));
+    progress.peak
+}
+
+#[derive(Default)]
+struct Progress {
+    running: usize,
+    peak: usize,
+    done: usize,
+}
+
+impl Progress {
+    fn start(&mut self) {
+        self.running += 1;
+        self.peak = self.peak.max(self.running);
+    }
+}
+
+/// What the winners of three reservations of `bytes` were told is left, in order.
+fn race_for(whole: Left, bytes: u64, of: fn(&Left) -> u64) -> Vec<u64> {
+    let budget = Arc::new(Budget::new(whole));
+    let results = three(&budget, move |budget| budget.reserve(bytes).ok());
+    let mut told: Vec<u64> = results.iter().flatten().map(of).collect();
+    told.sort_unstable();
+    assert_eq!(
+        told.first(),
+        Some(&of(&budget.left())),
+        "as the last was told"
+    );
+    told
+}
+
+/// Runs `act` in three threads at once.
+fn three<S, T>(shared: &Arc<S>, act: impl Fn(&S) -> T + Clone + Send + 'static) -> [T; 3]
+where
+    S: Send + Sync + 'static,
+    T: Send + 'static,
+{
+    let racers = [(); 2].map(|()| {
+        let (shared, act) = (Arc::clone(shared), act.clone());
+        thread::spawn(move || act(&shared))
+    });
+    let mine = act(shared);
+    let [first, second] = racers.map(done);
+    [first, second, mine]
+}
+
+fn begin(pace: &Arc<Pace>, now: Instant) -> JoinHandle<bool> {
+    let pace = Arc::clone(pace);
+    thread::spawn(move || pace.begin(now))
+}
+
+fn done<T>(thread: JoinHandle<T>) -> T {
+    thread.join().expect("no panic")
+}
+
+/// So many seconds on a clock's way.
+fn at(seconds: u64) -> Instant {
+    Manual::new(Timestamp::UNIX_EPOCH).now() + Duration::from_secs(seconds)
+}
+
+fn explore(model: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = match std::env::var_os("KEYBROKER_TEST_LONG") {
+        Some(_) => None,
+        None => Some(3),
+    };
+    builder.check(model);
+}
