@@ -61,7 +61,7 @@ async fn observe(scene: &Scene, samples: usize, call: Call) -> f64 {
         }
         // And the same work before the clock starts, so that the order leaves no trace in the
         // machine's own caches.
-        for _ in 0..4 {
+        for _ in 0..2 {
             forget(scene, OBSERVER).await;
             seal(scene, &own).await;
             seal(scene, &own).await;

@@ -208,6 +208,7 @@ impl Share {
         if let Some(origin) = line.last().filter(|origin| origin.cut().is_none()) {
             return Arc::clone(origin);
         }
+        line.retain(|origin| Arc::strong_count(origin) > 1);
         let origin = Arc::new(Origin::new(Arc::clone(key), version, kms_key.clone()));
         line.push(Arc::clone(&origin));
         origin

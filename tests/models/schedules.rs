@@ -1,9 +1,11 @@
 //! Random schedules of the whole cache: `datakeys` beside this file links to the product's own
-//! room, and what that takes from `crate::sync` is shuttle's here. A crate of its own for that reason, and without the
-//! usual harness, under which the cache's own unit tests would run on those primitives too.
+//! room, and what that takes from `crate::sync` is shuttle's here. A crate of its own for that
+//! reason, and without the usual harness, under which the cache's own unit tests would run on
+//! those primitives too.
 //!
-//! The usual run tries 100,000 schedules in all, the long form (`KEYBROKER_TEST_LONG=1`) ten
-//! million; half are random, half PCT's. Each use of a data key is held against what KMS wrote
+//! The usual run tries 100,000 schedules in all, the long form (`KEYBROKER_TEST_LONG=1`) 300,000,
+//! and `KEYBROKER_TEST_SCHEDULES=10000000`, in some hours, ten million; half are random, half
+//! PCT's. Each use of a data key is held against what KMS wrote
 //! down (`world`); a task that never ends is a deadlock, which shuttle reports.
 //!
 //! A failing schedule is printed. To run it again, with the name of its scenario:
@@ -651,8 +653,7 @@ fn main() {
     });
     let conclusion = libtest_mimic::run(&arguments, trials.into());
     if conclusion.num_passed == SCENARIOS.len() as u64 {
-        let schedules = scaled(SCHEDULES, SCHEDULES * 100);
-        figures::record("models", [("schedules", schedules)]);
+        figures::record("models", [("schedules", schedules())]);
     }
     conclusion.exit();
 }
@@ -663,9 +664,17 @@ fn explore(scenario: fn()) {
         Runner::new(scheduler, config()).run(scenario);
         return;
     }
-    let each = scaled(SCHEDULES, SCHEDULES * 100).div_ceil(2 * SCENARIOS.len());
+    let each = schedules().div_ceil(2 * SCENARIOS.len());
     Runner::new(RandomScheduler::new(each), config()).run(scenario);
     Runner::new(PctScheduler::new(3, each), config()).run(scenario);
+}
+
+/// How many schedules are tried in all.
+fn schedules() -> usize {
+    match env::var("KEYBROKER_TEST_SCHEDULES") {
+        Ok(asked) => asked.parse().unwrap(),
+        Err(_) => scaled(SCHEDULES, SCHEDULES * 3),
+    }
 }
 
 fn config() -> shuttle::Config {

@@ -1,7 +1,7 @@
 //! Random sequences of uses and events, against a model that knows what must happen: which calls
 //! KMS gets and which it does not. What must never happen is `world`'s to check, at every use.
 //!
-//! The usual run takes 100,000 steps, the long form (`KEYBROKER_TEST_LONG=1`) ten million. A
+//! The usual run takes 100,000 steps, the long form (`KEYBROKER_TEST_LONG=1`) two million. A
 //! sequence that fails is made smaller and printed; its seed goes to a file beside this one,
 //! `sequences.regressions`, from which later runs take it first.
 #![allow(
@@ -273,7 +273,7 @@ impl Run {
 
 #[test]
 fn the_cache_does_what_its_model_does() {
-    let runs = scaled(STEPS, STEPS * 100) / LENGTH;
+    let runs = scaled(STEPS, STEPS * 20) / LENGTH;
     let settings = Settings {
         cases: u32::try_from(runs).unwrap(),
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
