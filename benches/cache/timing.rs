@@ -1,5 +1,5 @@
 //! What the time of a tenant's call tells about another tenant's part of the cache: nothing, by
-//! Welch's t-test.
+//! Welch's t-test on the medians of blocks of calls.
 
 use std::time::Instant;
 
@@ -13,9 +13,11 @@ use super::scene::Plan;
 use super::scene::Random;
 use super::scene::Scene;
 
-/// Calls of each kind that are timed.
-const HITS: usize = 100_000;
-const MISSES: usize = 30_000;
+/// The other tenant's data key comes or goes before each.
+const BLOCKS: usize = 1_000;
+/// Calls of a block that are timed.
+const HITS: usize = 100;
+const MISSES: usize = 20;
 /// Beyond this, a difference is not chance (dudect).
 const BOUND: f64 = 4.5;
 /// The observer and the observed, with the same key name and context but for the tenant.
@@ -29,8 +31,8 @@ pub fn measure() -> Vec<Figure> {
         ..Plan::default()
     };
     let scene = Scene::new(scene::manual(), &plan);
-    let hits = runtime.block_on(observe(&scene, HITS, Call::Hit));
-    let misses = runtime.block_on(observe(&scene, MISSES, Call::Miss));
+    let hits = runtime.block_on(observe(&scene, Call::Hit));
+    let misses = runtime.block_on(observe(&scene, Call::Miss));
     vec![
         Figure::bound("foreign_hit_timing_t", hits, BOUND),
         Figure::bound("foreign_miss_timing_t", misses, BOUND),
@@ -44,12 +46,16 @@ enum Call {
     Miss,
 }
 
-async fn observe(scene: &Scene, samples: usize, call: Call) -> f64 {
+async fn observe(scene: &Scene, call: Call) -> f64 {
     let mut random = Random(7);
     let own = scene.permit(OBSERVER);
     let other = scene.permit(OBSERVED);
-    let mut times = Vec::with_capacity(samples);
-    for _ in 0..samples {
+    let calls = match call {
+        Call::Hit => HITS,
+        Call::Miss => MISSES,
+    };
+    let mut blocks = Vec::with_capacity(BLOCKS);
+    for _ in 0..BLOCKS {
         // Both ways the same work is done, in another order.
         let cached = random.below(2) == 0;
         if cached {
@@ -59,21 +65,22 @@ async fn observe(scene: &Scene, samples: usize, call: Call) -> f64 {
             seal(scene, &other).await;
             forget(scene, OBSERVED).await;
         }
-        // And the same work before the clock starts, so that the order leaves no trace in the
-        // machine's own caches.
-        for _ in 0..2 {
-            forget(scene, OBSERVER).await;
+        let mut times = Vec::with_capacity(calls);
+        // The first calls have the order of that work in the machine's own caches.
+        for call_number in 0..2 * calls {
+            if let Call::Miss = call {
+                forget(scene, OBSERVER).await;
+            }
+            let begun = Instant::now();
             seal(scene, &own).await;
-            seal(scene, &own).await;
+            let time = begun.elapsed().as_nanos() as f64;
+            if call_number >= calls {
+                times.push(time);
+            }
         }
-        if let Call::Miss = call {
-            forget(scene, OBSERVER).await;
-        }
-        let begun = Instant::now();
-        seal(scene, &own).await;
-        times.push((cached, begun.elapsed().as_nanos() as f64));
+        blocks.push((cached, super::median(times)));
     }
-    welch(&times)
+    welch(&blocks)
 }
 
 async fn seal(scene: &Scene, permit: &Permit) {
@@ -86,12 +93,12 @@ async fn forget(scene: &Scene, tenant: usize) {
 }
 
 /// The absolute t of the two classes, without the slowest twentieth: interruptions.
-fn welch(times: &[(bool, f64)]) -> f64 {
-    let mut sorted: Vec<f64> = times.iter().map(|(_, time)| *time).collect();
+fn welch(blocks: &[(bool, f64)]) -> f64 {
+    let mut sorted: Vec<f64> = blocks.iter().map(|(_, time)| *time).collect();
     sorted.sort_unstable_by(f64::total_cmp);
     let crop = sorted[sorted.len() * 19 / 20];
     let class = |of: bool| {
-        let class: Vec<f64> = times
+        let class: Vec<f64> = blocks
             .iter()
             .filter(|(cached, time)| *cached == of && *time <= crop)
             .map(|(_, time)| *time)
