@@ -3,6 +3,7 @@
 use crate::sync::atomic::AtomicBool;
 use crate::sync::atomic::AtomicU64;
 use crate::sync::atomic::Ordering;
+use crate::sync::atomic::fence;
 
 /// Slots, each of which has one holder at most.
 pub(crate) struct Slots {
@@ -37,17 +38,16 @@ impl Slots {
         if self.full.load(Ordering::Relaxed) {
             return None;
         }
-        let first = (near / WORD).checked_rem(self.words.len())?;
-        let (front, back) = self.words.split_at(first);
-        let mut words = (first..).zip(back).chain((0..).zip(front));
-        let found = words.find_map(|(index, word)| {
-            let bit = take_bit(word)?;
-            Some(index * WORD + bit)
-        });
-        if found.is_none() {
-            self.full.store(true, Ordering::Relaxed);
+        if let Some(slot) = self.search(near) {
+            return Some(slot);
         }
-        found
+        self.full.store(true, Ordering::Relaxed);
+        // Against a release meanwhile: either it sees the hint and takes it back, or its slot is
+        // seen here.
+        fence(Ordering::SeqCst);
+        let slot = self.search(near)?;
+        self.full.store(false, Ordering::Relaxed);
+        Some(slot)
     }
 
     /// Ends the hold on `slot`, which the caller must have.
@@ -55,9 +55,20 @@ impl Slots {
         if let Some(word) = self.words.get(slot / WORD) {
             word.fetch_and(!(1 << (slot % WORD)), Ordering::Release);
         }
+        fence(Ordering::SeqCst);
         if self.full.load(Ordering::Relaxed) {
             self.full.store(false, Ordering::Relaxed);
         }
+    }
+
+    fn search(&self, near: usize) -> Option<usize> {
+        let first = (near / WORD).checked_rem(self.words.len())?;
+        let (front, back) = self.words.split_at(first);
+        let mut words = (first..).zip(back).chain((0..).zip(front));
+        words.find_map(|(index, word)| {
+            let bit = take_bit(word)?;
+            Some(index * WORD + bit)
+        })
     }
 
     /// How many are held. Others may be taking and releasing meanwhile.

@@ -1,4 +1,4 @@
-//! Every interleaving of the small parts of the cache that race. The product's own files are
+//! Every interleaving of the small parts that race, of the cache and of locked memory. The product's own files are
 //! included by path; what they take from `crate::sync` is loom's here.
 //!
 //! The usual run tries all interleavings of up to three preemptions, the long form
@@ -12,6 +12,7 @@ use keybroker::clock;
 use keybroker::clock::Clock as _;
 use keybroker::clock::Instant;
 use keybroker::clock::Manual;
+use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread;
 use loom::thread::JoinHandle;
@@ -20,11 +21,14 @@ use loom::thread::JoinHandle;
 mod budget;
 #[path = "../../src/datakeys/refresh.rs"]
 mod refresh;
+#[path = "../../src/mem/slots.rs"]
+mod slots;
 
 use budget::Budget;
 use budget::Left;
 use refresh::Pace;
 use refresh::Queue;
+use slots::Slots;
 
 mod sync {
     use std::sync::PoisonError;
@@ -151,6 +155,68 @@ fn race_for(whole: Left, bytes: u64, of: fn(&Left) -> u64) -> Vec<u64> {
         "as the last was told"
     );
     told
+}
+
+/// Three threads take, use and give back two slots: nobody meets another in a slot, what one wrote
+/// into it is seen by the next, and in the end all slots are free.
+#[test]
+fn no_slot_has_two_holders() {
+    explore(|| {
+        let arena = Arc::new((Slots::new(2), [(); 2].map(|()| UnsafeCell::new(()))));
+        let racers = [0, 1].map(|near| {
+            let arena = Arc::clone(&arena);
+            thread::spawn(move || visit(&arena, near))
+        });
+        visit(&arena, 0);
+        for racer in racers {
+            racer.join().expect("no panic");
+        }
+        assert_eq!(arena.0.used(), 0);
+    });
+}
+
+/// Two threads race for the one slot that is left: one of them gets it.
+#[test]
+fn the_last_slot_is_handed_out_once() {
+    explore(|| {
+        let slots = Arc::new(Slots::new(2));
+        assert_eq!(slots.take(0), Some(0));
+        let other = {
+            let slots = Arc::clone(&slots);
+            thread::spawn(move || slots.take(0))
+        };
+        let taken = [slots.take(0), other.join().expect("no panic")];
+        assert!(taken == [None, Some(1)] || taken == [Some(1), None]);
+        assert_eq!(slots.used(), slots.count());
+    });
+}
+
+/// A slot that is given back while all the others are taken is found by who comes after.
+#[test]
+fn a_released_slot_is_not_lost() {
+    explore(|| {
+        let slots = Arc::new(Slots::new(2));
+        assert_eq!((slots.take(0), slots.take(0)), (Some(0), Some(1)));
+        let releasers = [0, 1].map(|slot| {
+            let slots = Arc::clone(&slots);
+            thread::spawn(move || slots.release(slot))
+        });
+        let early = slots.take(0);
+        for releaser in releasers {
+            releaser.join().expect("no panic");
+        }
+        assert_eq!(slots.used(), usize::from(early.is_some()));
+        assert!(slots.take(0).is_some());
+    });
+}
+
+/// Takes a slot, if one is free, and is alone in it: loom fails the model otherwise.
+fn visit((slots, cells): &(Slots, [UnsafeCell<()>; 2]), near: usize) {
+    if let Some(slot) = slots.take(near) {
+        let cell = cells.get(slot).expect("there are two slots");
+        cell.with_mut(|_| ());
+        slots.release(slot);
+    }
 }
 
 /// Runs `act` in three threads at once.
