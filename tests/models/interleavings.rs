@@ -21,6 +21,8 @@ use loom::thread::JoinHandle;
 mod budget;
 #[path = "../../src/datakeys/refresh.rs"]
 mod refresh;
+#[path = "../support/scale.rs"]
+mod scale;
 #[path = "../../src/mem/slots.rs"]
 mod slots;
 
@@ -28,6 +30,7 @@ use budget::Budget;
 use budget::Left;
 use refresh::Pace;
 use refresh::Queue;
+use scale::scaled;
 use slots::Slots;
 
 mod sync {
@@ -161,7 +164,8 @@ fn race_for(whole: Left, bytes: u64, of: fn(&Left) -> u64) -> Vec<u64> {
 /// into it is seen by the next, and in the end all slots are free.
 #[test]
 fn no_slot_has_two_holders() {
-    explore(|| {
+    // All interleavings of its many steps would take hours.
+    explore_to(Some(scaled(3, 4)), || {
         let arena = Arc::new((Slots::new(2), [(); 2].map(|()| UnsafeCell::new(()))));
         let racers = [0, 1].map(|near| {
             let arena = Arc::clone(&arena);
@@ -249,10 +253,12 @@ fn at(seconds: u64) -> Instant {
 }
 
 fn explore(model: impl Fn() + Send + Sync + 'static) {
+    explore_to(scaled(Some(3), None), model);
+}
+
+/// Tries the interleavings of up to so many preemptions, or all.
+fn explore_to(preemptions: Option<usize>, model: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = match std::env::var_os("KEYBROKER_TEST_LONG") {
-        Some(_) => None,
-        None => Some(3),
-    };
+    builder.preemption_bound = preemptions;
     builder.check(model);
 }
