@@ -6,10 +6,10 @@
 //! Names stand here as OpenTelemetry has them: the exporter appends the unit, and `_total` to
 //! counters.
 
-use std::collections::HashMap;
+mod counts;
+mod labels;
+
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -21,6 +21,16 @@ use opentelemetry::metrics::Meter;
 use opentelemetry::metrics::MeterProvider as _;
 use opentelemetry::metrics::noop::NoopMeterProvider;
 
+pub use counts::TENANTS;
+pub use counts::TenantTally;
+pub use labels::Dependency;
+pub use labels::Lookup;
+pub use labels::Refresh;
+pub use labels::Retirement;
+pub use labels::Warming;
+
+use counts::Values;
+
 /// The instruments, made once and handed to whoever counts. Cheap to clone.
 #[derive(Clone)]
 pub struct Metrics(Arc<Instruments>);
@@ -29,177 +39,6 @@ struct Instruments {
     values: Arc<Values>,
     age: Histogram<f64>,
     uses: Histogram<u64>,
-}
-
-/// How a look-up in the data-key cache was served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lookup {
-    /// By the KMS call of another look-up.
-    Coalesced,
-    /// By a cached key within its limits.
-    Hit,
-    /// By a KMS call of its own.
-    Miss,
-    /// By a cached key past its soft limit, whose successor is due.
-    Stale,
-}
-
-impl Lookup {
-    const ALL: [Self; 4] = [Self::Coalesced, Self::Hit, Self::Miss, Self::Stale];
-
-    /// The value of the label `result`.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Coalesced => "coalesced",
-            Self::Hit => "hit",
-            Self::Miss => "miss",
-            Self::Stale => "stale",
-        }
-    }
-}
-
-/// Why a data key left the cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Retirement {
-    /// Of its limit of age: reached, or so near that a successor came.
-    Age,
-    /// Of its limit of bytes, likewise.
-    Bytes,
-    /// The cache, or its tenant's share of it, was full.
-    Capacity,
-    /// KMS refused the key behind it.
-    Denied,
-    /// Nobody used it for long.
-    Idle,
-    /// Of its limit of messages, likewise.
-    Messages,
-    /// Somebody had it purged.
-    Purge,
-    /// The directory changed: its key is gone, or is not what it was.
-    Rotated,
-}
-
-impl Retirement {
-    /// Every reason that there is.
-    pub const ALL: [Self; 8] = [
-        Self::Age,
-        Self::Bytes,
-        Self::Capacity,
-        Self::Denied,
-        Self::Idle,
-        Self::Messages,
-        Self::Purge,
-        Self::Rotated,
-    ];
-
-    /// The value of the label `reason`.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Age => "age",
-            Self::Bytes => "bytes",
-            Self::Capacity => "capacity",
-            Self::Denied => "denied",
-            Self::Idle => "idle",
-            Self::Messages => "messages",
-            Self::Purge => "purge",
-            Self::Rotated => "rotated",
-        }
-    }
-}
-
-/// How fetching a data key's successor ahead of time ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refresh {
-    /// The successor is in the cache.
-    Done,
-    /// KMS did not answer: the key serves on within its hard limits.
-    Failed,
-    /// KMS refused.
-    Refused,
-}
-
-impl Refresh {
-    const ALL: [Self; 3] = [Self::Done, Self::Failed, Self::Refused];
-
-    /// The value of the label `outcome`.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Done => "done",
-            Self::Failed => "failed",
-            Self::Refused => "refused",
-        }
-    }
-}
-
-/// What became of an entry that a restart began with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Warming {
-    /// KMS gave its data key again.
-    Done,
-    /// KMS did not answer.
-    Failed,
-    /// It belongs to no key of the directory any more.
-    Foreign,
-    /// There is no room for it.
-    Full,
-    /// A caller was faster.
-    Known,
-    /// KMS refused.
-    Refused,
-}
-
-impl Warming {
-    const ALL: [Self; 6] = [
-        Self::Done,
-        Self::Failed,
-        Self::Foreign,
-        Self::Full,
-        Self::Known,
-        Self::Refused,
-    ];
-
-    /// The value of the label `outcome`.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Done => "done",
-            Self::Failed => "failed",
-            Self::Foreign => "foreign",
-            Self::Full => "full",
-            Self::Known => "known",
-            Self::Refused => "refused",
-        }
-    }
-}
-
-/// What we need and can do without for a while.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dependency {
-    /// The key management service.
-    Kms,
-}
-
-impl Dependency {
-    const ALL: [Self; 1] = [Self::Kms];
-
-    /// The value of the label `dependency`.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Kms => "kms",
-        }
-    }
-}
-
-/// What one tenant's calls came to.
-#[derive(Default)]
-pub struct TenantTally {
-    avoided: AtomicU64,
-}
-
-impl TenantTally {
-    /// Counts a call that a cached key served, where without a cache KMS would have been called.
-    pub fn avoided(&self) {
-        self.avoided.fetch_add(1, Relaxed);
-    }
 }
 
 /// Look-ups in the data-key cache so far.
@@ -350,12 +189,6 @@ impl Metrics {
     }
 }
 
-/// Most tenants with a series of their own.
-pub const TENANTS: usize = 1000;
-
-/// The label of the tenants beyond [`TENANTS`]; no tenant's id holds an underscore.
-const OTHER: &str = "_other";
-
 /// Of data keys, in seconds: they may live from 1 s to 1 h, 5 min by default, and their successors
 /// come at about 80 % of that.
 const AGES: [f64; 11] = [
@@ -364,144 +197,6 @@ const AGES: [f64; 11] = [
 
 /// Of data keys, in messages. The first bucket holds those that KMS was asked for in vain.
 const USES: [f64; 9] = [0.0, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6, 1e7];
-
-/// What is read at collection.
-#[derive(Default)]
-struct Values {
-    lookups: LookupCounts,
-    retirements: RetirementCounts,
-    refreshes: RefreshCounts,
-    warmings: WarmingCounts,
-    tenants: Tenants,
-    cache_entries: AtomicU64,
-    cache_bytes: AtomicU64,
-    kms_degraded: AtomicU64,
-    lock_degraded: AtomicU64,
-    swap_bytes: AtomicU64,
-    secrets_unlocked: AtomicU64,
-}
-
-impl Values {
-    fn degraded(&self, dependency: Dependency) -> &AtomicU64 {
-        match dependency {
-            Dependency::Kms => &self.kms_degraded,
-        }
-    }
-}
-
-#[derive(Default)]
-struct LookupCounts {
-    coalesced: AtomicU64,
-    hit: AtomicU64,
-    miss: AtomicU64,
-    stale: AtomicU64,
-}
-
-impl LookupCounts {
-    fn of(&self, lookup: Lookup) -> &AtomicU64 {
-        match lookup {
-            Lookup::Coalesced => &self.coalesced,
-            Lookup::Hit => &self.hit,
-            Lookup::Miss => &self.miss,
-            Lookup::Stale => &self.stale,
-        }
-    }
-}
-
-#[derive(Default)]
-struct RetirementCounts {
-    age: AtomicU64,
-    bytes: AtomicU64,
-    capacity: AtomicU64,
-    denied: AtomicU64,
-    idle: AtomicU64,
-    messages: AtomicU64,
-    purge: AtomicU64,
-    rotated: AtomicU64,
-}
-
-impl RetirementCounts {
-    fn of(&self, reason: Retirement) -> &AtomicU64 {
-        match reason {
-            Retirement::Age => &self.age,
-            Retirement::Bytes => &self.bytes,
-            Retirement::Capacity => &self.capacity,
-            Retirement::Denied => &self.denied,
-            Retirement::Idle => &self.idle,
-            Retirement::Messages => &self.messages,
-            Retirement::Purge => &self.purge,
-            Retirement::Rotated => &self.rotated,
-        }
-    }
-}
-
-#[derive(Default)]
-struct RefreshCounts {
-    done: AtomicU64,
-    failed: AtomicU64,
-    refused: AtomicU64,
-}
-
-impl RefreshCounts {
-    fn of(&self, refresh: Refresh) -> &AtomicU64 {
-        match refresh {
-            Refresh::Done => &self.done,
-            Refresh::Failed => &self.failed,
-            Refresh::Refused => &self.refused,
-        }
-    }
-}
-
-#[derive(Default)]
-struct WarmingCounts {
-    done: AtomicU64,
-    failed: AtomicU64,
-    foreign: AtomicU64,
-    full: AtomicU64,
-    known: AtomicU64,
-    refused: AtomicU64,
-}
-
-impl WarmingCounts {
-    fn of(&self, warming: Warming) -> &AtomicU64 {
-        match warming {
-            Warming::Done => &self.done,
-            Warming::Failed => &self.failed,
-            Warming::Foreign => &self.foreign,
-            Warming::Full => &self.full,
-            Warming::Known => &self.known,
-            Warming::Refused => &self.refused,
-        }
-    }
-}
-
-/// The tenants' tallies.
-#[derive(Default)]
-struct Tenants {
-    own: Mutex<HashMap<Arc<str>, Arc<TenantTally>>>,
-    other: Arc<TenantTally>,
-}
-
-impl Tenants {
-    fn tally(&self, tenant: &str) -> Arc<TenantTally> {
-        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(tally) = own.get(tenant) {
-            return Arc::clone(tally);
-        }
-        if own.len() >= TENANTS {
-            return Arc::clone(&self.other);
-        }
-        Arc::clone(own.entry(tenant.into()).or_default())
-    }
-
-    /// Label and count of each, copied: whoever looks for a tally shall not wait for a scrape.
-    fn read(&self) -> Vec<(Arc<str>, u64)> {
-        let own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = |tally: &TenantTally| tally.avoided.load(Relaxed);
-        let own = own.iter().map(|(name, tally)| (name.clone(), count(tally)));
-        own.chain([(OTHER.into(), count(&self.other))]).collect()
-    }
-}
 
 /// The instruments that read `values`. The meter keeps them.
 fn register(meter: &Meter, values: &Arc<Values>) {

@@ -1,0 +1,171 @@
+//! The numbers themselves: plain atomics, counted anywhere and read at collection.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::metrics::Dependency;
+use crate::metrics::Lookup;
+use crate::metrics::Refresh;
+use crate::metrics::Retirement;
+use crate::metrics::Warming;
+
+/// What is read at collection.
+#[derive(Default)]
+pub(super) struct Values {
+    pub(super) lookups: LookupCounts,
+    pub(super) retirements: RetirementCounts,
+    pub(super) refreshes: RefreshCounts,
+    pub(super) warmings: WarmingCounts,
+    pub(super) tenants: Tenants,
+    pub(super) cache_entries: AtomicU64,
+    pub(super) cache_bytes: AtomicU64,
+    pub(super) kms_degraded: AtomicU64,
+    pub(super) lock_degraded: AtomicU64,
+    pub(super) swap_bytes: AtomicU64,
+    pub(super) secrets_unlocked: AtomicU64,
+}
+
+impl Values {
+    pub(super) fn degraded(&self, dependency: Dependency) -> &AtomicU64 {
+        match dependency {
+            Dependency::Kms => &self.kms_degraded,
+        }
+    }
+}
+
+#[derive(Default)]
+pub(super) struct LookupCounts {
+    coalesced: AtomicU64,
+    hit: AtomicU64,
+    miss: AtomicU64,
+    stale: AtomicU64,
+}
+
+impl LookupCounts {
+    pub(super) fn of(&self, lookup: Lookup) -> &AtomicU64 {
+        match lookup {
+            Lookup::Coalesced => &self.coalesced,
+            Lookup::Hit => &self.hit,
+            Lookup::Miss => &self.miss,
+            Lookup::Stale => &self.stale,
+        }
+    }
+}
+
+#[derive(Default)]
+pub(super) struct RetirementCounts {
+    age: AtomicU64,
+    bytes: AtomicU64,
+    capacity: AtomicU64,
+    denied: AtomicU64,
+    idle: AtomicU64,
+    messages: AtomicU64,
+    purge: AtomicU64,
+    rotated: AtomicU64,
+}
+
+impl RetirementCounts {
+    pub(super) fn of(&self, reason: Retirement) -> &AtomicU64 {
+        match reason {
+            Retirement::Age => &self.age,
+            Retirement::Bytes => &self.bytes,
+            Retirement::Capacity => &self.capacity,
+            Retirement::Denied => &self.denied,
+            Retirement::Idle => &self.idle,
+            Retirement::Messages => &self.messages,
+            Retirement::Purge => &self.purge,
+            Retirement::Rotated => &self.rotated,
+        }
+    }
+}
+
+#[derive(Default)]
+pub(super) struct RefreshCounts {
+    done: AtomicU64,
+    failed: AtomicU64,
+    refused: AtomicU64,
+}
+
+impl RefreshCounts {
+    pub(super) fn of(&self, refresh: Refresh) -> &AtomicU64 {
+        match refresh {
+            Refresh::Done => &self.done,
+            Refresh::Failed => &self.failed,
+            Refresh::Refused => &self.refused,
+        }
+    }
+}
+
+#[derive(Default)]
+pub(super) struct WarmingCounts {
+    done: AtomicU64,
+    failed: AtomicU64,
+    foreign: AtomicU64,
+    full: AtomicU64,
+    known: AtomicU64,
+    refused: AtomicU64,
+}
+
+impl WarmingCounts {
+    pub(super) fn of(&self, warming: Warming) -> &AtomicU64 {
+        match warming {
+            Warming::Done => &self.done,
+            Warming::Failed => &self.failed,
+            Warming::Foreign => &self.foreign,
+            Warming::Full => &self.full,
+            Warming::Known => &self.known,
+            Warming::Refused => &self.refused,
+        }
+    }
+}
+
+/// The tenants' tallies.
+#[derive(Default)]
+pub(super) struct Tenants {
+    own: Mutex<HashMap<Arc<str>, Arc<TenantTally>>>,
+    other: Arc<TenantTally>,
+}
+
+impl Tenants {
+    pub(super) fn tally(&self, tenant: &str) -> Arc<TenantTally> {
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tally) = own.get(tenant) {
+            return Arc::clone(tally);
+        }
+        if own.len() >= TENANTS {
+            return Arc::clone(&self.other);
+        }
+        Arc::clone(own.entry(tenant.into()).or_default())
+    }
+
+    /// Label and count of each, copied: whoever looks for a tally shall not wait for a scrape.
+    pub(super) fn read(&self) -> Vec<(Arc<str>, u64)> {
+        let own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = |tally: &TenantTally| tally.avoided.load(Relaxed);
+        let own = own.iter().map(|(name, tally)| (name.clone(), count(tally)));
+        own.chain([(OTHER.into(), count(&self.other))]).collect()
+    }
+}
+
+/// What one tenant's calls came to.
+#[derive(Default)]
+pub struct TenantTally {
+    avoided: AtomicU64,
+}
+
+impl TenantTally {
+    /// Counts a call that a cached key served, where without a cache KMS would have been called.
+    pub fn avoided(&self) {
+        self.avoided.fetch_add(1, Relaxed);
+    }
+}
+
+/// Most tenants with a series of their own.
+pub const TENANTS: usize = 1000;
+
+/// The label of the tenants beyond [`TENANTS`]; no tenant's id holds an underscore.
+const OTHER: &str = "_other";

@@ -1,0 +1,159 @@
+//! What is counted, as closed sets: each is the values of one label.
+
+/// How a look-up in the data-key cache was served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// By the KMS call of another look-up.
+    Coalesced,
+    /// By a cached key within its limits.
+    Hit,
+    /// By a KMS call of its own.
+    Miss,
+    /// By a cached key past its soft limit, whose successor is due.
+    Stale,
+}
+
+impl Lookup {
+    pub(super) const ALL: [Self; 4] = [Self::Coalesced, Self::Hit, Self::Miss, Self::Stale];
+
+    /// The value of the label `result`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Coalesced => "coalesced",
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Stale => "stale",
+        }
+    }
+}
+
+/// Why a data key left the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retirement {
+    /// Of its limit of age: reached, or so near that a successor came.
+    Age,
+    /// Of its limit of bytes, likewise.
+    Bytes,
+    /// The cache, or its tenant's share of it, was full.
+    Capacity,
+    /// KMS refused the key behind it.
+    Denied,
+    /// Nobody used it for long.
+    Idle,
+    /// Of its limit of messages, likewise.
+    Messages,
+    /// Somebody had it purged.
+    Purge,
+    /// The directory changed: its key is gone, or is not what it was.
+    Rotated,
+}
+
+impl Retirement {
+    /// Every reason that there is.
+    pub const ALL: [Self; 8] = [
+        Self::Age,
+        Self::Bytes,
+        Self::Capacity,
+        Self::Denied,
+        Self::Idle,
+        Self::Messages,
+        Self::Purge,
+        Self::Rotated,
+    ];
+
+    /// The value of the label `reason`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Age => "age",
+            Self::Bytes => "bytes",
+            Self::Capacity => "capacity",
+            Self::Denied => "denied",
+            Self::Idle => "idle",
+            Self::Messages => "messages",
+            Self::Purge => "purge",
+            Self::Rotated => "rotated",
+        }
+    }
+}
+
+/// How fetching a data key's successor ahead of time ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refresh {
+    /// The successor is in the cache.
+    Done,
+    /// KMS did not answer: the key serves on within its hard limits.
+    Failed,
+    /// KMS refused.
+    Refused,
+}
+
+impl Refresh {
+    pub(super) const ALL: [Self; 3] = [Self::Done, Self::Failed, Self::Refused];
+
+    /// The value of the label `outcome`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// What became of an entry that a restart began with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Warming {
+    /// KMS gave its data key again.
+    Done,
+    /// KMS did not answer.
+    Failed,
+    /// It belongs to no key of the directory any more.
+    Foreign,
+    /// There is no room for it.
+    Full,
+    /// A caller was faster.
+    Known,
+    /// KMS refused.
+    Refused,
+}
+
+impl Warming {
+    pub(super) const ALL: [Self; 6] = [
+        Self::Done,
+        Self::Failed,
+        Self::Foreign,
+        Self::Full,
+        Self::Known,
+        Self::Refused,
+    ];
+
+    /// The value of the label `outcome`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Foreign => "foreign",
+            Self::Full => "full",
+            Self::Known => "known",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// What we need and can do without for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dependency {
+    /// The key management service.
+    Kms,
+}
+
+impl Dependency {
+    pub(super) const ALL: [Self; 1] = [Self::Kms];
+
+    /// The value of the label `dependency`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Kms => "kms",
+        }
+    }
+}
