@@ -1,18 +1,17 @@
-//! AWS KMS behind [`Kms`]: the one file that knows the AWS SDK.
+//! AWS KMS behind [`Kms`]: the one room that knows the AWS SDK.
 //!
 //! One request per call. Retries, budgets and breakers stand above it, where they can see tenants.
 
 mod codes;
+mod config;
+mod failure;
 
-use std::cmp::Reverse;
+pub use config::Config;
+pub use config::Misconfigured;
+
 use std::collections::HashMap;
-use std::error::Error as StdError;
-use std::iter;
-use std::net::IpAddr;
-use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_config::BehaviorVersion;
@@ -21,7 +20,6 @@ use aws_config::SdkConfig;
 use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::region::ProfileFileRegionProvider;
-use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_kms::Client;
 use aws_sdk_kms::config::ConfigBag;
 use aws_sdk_kms::config::Intercept;
@@ -29,10 +27,7 @@ use aws_sdk_kms::config::RuntimeComponents;
 use aws_sdk_kms::config::StalledStreamProtectionConfig;
 use aws_sdk_kms::config::interceptors::BeforeDeserializationInterceptorContextMut;
 use aws_sdk_kms::config::retry::RetryConfig;
-use aws_sdk_kms::config::timeout::TimeoutConfig;
 use aws_sdk_kms::error::BoxError;
-use aws_sdk_kms::error::ProvideErrorMetadata;
-use aws_sdk_kms::error::SdkError;
 use aws_sdk_kms::operation::RequestId;
 use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::KeyMetadata;
@@ -41,8 +36,6 @@ use aws_sdk_kms::types::KeyState;
 use aws_sdk_kms::types::KeyUsageType;
 use aws_smithy_types::body::SdkBody;
 use http_body_util::Limited;
-use jiff::SignedDuration;
-use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use crate::crypto::Secret;
@@ -54,65 +47,11 @@ use crate::kms::Error;
 use crate::kms::KeyRef;
 use crate::kms::Kms;
 use crate::kms::Unwrapped;
-use crate::kms::aws::codes::meaning;
 use crate::kms::aws::codes::sentence;
+use crate::kms::aws::config::timeouts;
+use crate::kms::aws::failure::failure;
 use crate::message::EncryptedDataKey;
 use crate::message::EncryptionContext;
-use crate::message::context::is_reserved;
-
-/// How AWS KMS is reached. Credentials are no part of it: they come from the SDK's standard chain
-/// (environment, profile, web identity, container, instance).
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// A URL that takes the place of AWS's own endpoints, for the keys of every Region: a VPC
-    /// endpoint or an emulator. `https://…`, or `http://…` on this machine's loopback.
-    pub endpoint: Option<String>,
-    /// Longest wait for KMS to begin its answer, connection included: above 0, at most 10 s.
-    pub attempt_timeout: SignedDuration,
-    /// Longest time for a whole call, the loading of our own credentials included: at least
-    /// `attempt_timeout`, at most 30 s.
-    pub operation_timeout: SignedDuration,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            endpoint: None,
-            // KMS answers in 50 to 300 ms, seldom in more.
-            attempt_timeout: SignedDuration::from_millis(750),
-            // A token exchange with STS or a slow metadata service fits in, once an hour.
-            operation_timeout: SignedDuration::from_secs(5),
-        }
-    }
-}
-
-impl Config {
-    /// Checks every setting against its bounds.
-    ///
-    /// # Errors
-    /// [`Misconfigured`] for the first outside.
-    pub fn check(&self) -> Result<(), Misconfigured> {
-        timeouts(self)?;
-        match &self.endpoint {
-            Some(endpoint) if !is_confidential(endpoint) => Err(Misconfigured {
-                field: "endpoint",
-                why: "https://<host>, or http://<host> on the loopback of this machine",
-            }),
-            Some(_) | None => Ok(()),
-        }
-    }
-}
-
-/// A setting of [`Config`] is outside its bounds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {why}")]
-pub struct Misconfigured {
-    /// The setting's name.
-    pub field: &'static str,
-    /// What it must be.
-    pub why: &'static str,
-}
 
 /// AWS KMS in all Regions.
 ///
@@ -277,61 +216,6 @@ impl Kms for Aws {
     }
 }
 
-fn timeouts(config: &Config) -> Result<TimeoutConfig, Misconfigured> {
-    let within = |field, span: SignedDuration, ceiling: Duration, why| {
-        Duration::try_from(span)
-            .ok()
-            .filter(|span| !span.is_zero() && *span <= ceiling)
-            .ok_or(Misconfigured { field, why })
-    };
-    let attempt = within(
-        "attempt_timeout",
-        config.attempt_timeout,
-        MAX_ATTEMPT,
-        "above 0, at most 10s",
-    )?;
-    let operation = within(
-        "operation_timeout",
-        config.operation_timeout,
-        MAX_OPERATION,
-        "above 0, at most 30s",
-    )?;
-    if operation < attempt {
-        return Err(Misconfigured {
-            field: "operation_timeout",
-            why: "at least attempt_timeout",
-        });
-    }
-    // The SDK's own attempt timeout would also cut short the loading of credentials, and a load
-    // that is cut short begins anew at the next call: a token service that takes longer than one
-    // attempt would never get through. The read timeout begins after it.
-    Ok(TimeoutConfig::builder()
-        .connect_timeout(CONNECT)
-        .read_timeout(attempt)
-        .operation_attempt_timeout(operation)
-        .operation_timeout(operation)
-        .build())
-}
-
-/// Whether plaintext keys may travel to `endpoint`: by TLS, or without leaving this machine.
-fn is_confidential(endpoint: &str) -> bool {
-    let Some(rest) = endpoint.strip_prefix("http://") else {
-        return endpoint
-            .strip_prefix("https://")
-            .is_some_and(|rest| !rest.is_empty());
-    };
-    let host = rest.split('/').next().unwrap_or_default();
-    let name = match host.split_once(':') {
-        Some((name, port)) if port.parse::<u16>().is_ok() => name,
-        _ => host,
-    };
-    let address = host
-        .parse::<SocketAddr>()
-        .map(|address| address.ip())
-        .or_else(|_| name.parse::<IpAddr>());
-    name == "localhost" || address.is_ok_and(|address| address.is_loopback())
-}
-
 fn arn(key: &KeyRef) -> Result<&Arn, Error> {
     match key {
         KeyRef::Aws(arn) => Ok(arn),
@@ -376,58 +260,6 @@ fn usable(key: &KeyMetadata) -> Result<(), Error> {
     }
 }
 
-/// What a failed call with `context` means to us.
-fn failure<E>(error: SdkError<E>, context: &EncryptionContext) -> Error
-where
-    E: ProvideErrorMetadata + StdError + 'static,
-{
-    match &error {
-        SdkError::ConstructionFailure(_) => Error::Invalid(causes(&error)),
-        SdkError::ServiceError(service) => {
-            let answer = service.err();
-            match answer.code() {
-                Some(code) => {
-                    let message = without(answer.message().unwrap_or_default(), context);
-                    meaning(code, &message)
-                }
-                // Without a code it was not KMS who refused: a proxy or a load balancer.
-                None if service.raw().status().is_success() => {
-                    Error::Invalid("an answer that cannot be read".to_owned())
-                }
-                None => Error::Unavailable("an error that names no code".to_owned()),
-            }
-        }
-        // Timeouts, failures to connect, torn answers; `SdkError` keeps the right to grow.
-        _ => match sources(&error).find(|cause| cause.is::<CredentialsError>()) {
-            Some(cause) => Error::Credentials(causes(cause)),
-            None => Error::Unavailable(causes(&error)),
-        },
-    }
-}
-
-/// A sentence of KMS's without the values of `context`, should it repeat them. Our own pair, the
-/// tenant's id, stays: it is no secret, and may be a part of many a role's name.
-fn without(message: &str, context: &EncryptionContext) -> String {
-    let foreign = context.pairs().filter(|(name, _)| !is_reserved(name));
-    let mut values: Vec<&str> = foreign.map(|(_, value)| value).collect();
-    // One may be a part of another.
-    values.sort_by_key(|value| Reverse(value.len()));
-    let cut = |text: String, value: &&str| text.replace(value, "…");
-    values.iter().fold(message.to_owned(), cut)
-}
-
-fn sources<'a>(
-    error: &'a (dyn StdError + 'static),
-) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    iter::successors(Some(error), |&error| error.source())
-}
-
-/// An error and what caused it, in one line.
-fn causes(error: &(dyn StdError + 'static)) -> String {
-    let texts: Vec<String> = sources(error).map(ToString::to_string).collect();
-    sentence(&texts.join(": "))
-}
-
 /// Ends answers at [`MAX_ANSWER`]: the SDK itself reads as much as it is sent.
 #[derive(Debug)]
 struct Bounded;
@@ -450,86 +282,7 @@ impl Intercept for Bounded {
     }
 }
 
-/// Time to connect, TLS included: a handshake with a Region on the same continent, thrice.
-const CONNECT: Duration = Duration::from_secs(1);
-/// Longest attempt; callers have given up by then.
-const MAX_ATTEMPT: Duration = Duration::from_secs(10);
-/// Longest operation.
-const MAX_OPERATION: Duration = Duration::from_secs(30);
 /// Longest wrapped key that KMS makes, in bytes.
 const MAX_WRAPPED: usize = 6144;
 /// Longest answer, in bytes: a wrapped key in base64 and a description of a key fit in many times.
 const MAX_ANSWER: usize = 64 * 1024;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn plaintext_keys_travel_by_tls_or_stay_on_the_machine() {
-        for good in [
-            "https://vpce-1.kms.eu-west-1.vpce.amazonaws.com",
-            "http://127.0.0.1:5000",
-            "http://127.0.0.1:5000/",
-            "http://[::1]:5000",
-            "http://localhost:5000",
-        ] {
-            assert!(is_confidential(good), "{good}");
-        }
-        for bad in [
-            "",
-            "https://",
-            "http://",
-            "kms.example",
-            "ftp://127.0.0.1",
-            "http://kms.example",
-            "http://10.0.0.1:80",
-            "http://127.0.0.1.example",
-            "http://localhost.example",
-            "http://localhost:a@kms.example",
-            "http://127.0.0.1:1@kms.example",
-        ] {
-            assert!(!is_confidential(bad), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_sentence_that_repeats_the_context_loses_its_values() {
-        let pairs = [
-            ("ward", "seven"),
-            ("bed", "seventy"),
-            ("keybroker:tenant", "kms"),
-        ];
-        let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let context = EncryptionContext::new(pairs).expect("a context");
-        let said = without("no kms:Decrypt of {ward: seven, bed: seventy}", &context);
-        assert_eq!(said, "no kms:Decrypt of {ward: …, bed: …}");
-    }
-
-    #[test]
-    fn timeouts_hold_at_the_edge_and_one_beyond() {
-        let check = |attempt: i64, operation: i64| {
-            let config = Config {
-                endpoint: None,
-                attempt_timeout: SignedDuration::from_millis(attempt),
-                operation_timeout: SignedDuration::from_millis(operation),
-            };
-            timeouts(&config).map(drop).map_err(|error| error.field)
-        };
-        assert_eq!(check(1, 1), Ok(()));
-        assert_eq!(check(10_000, 30_000), Ok(()));
-        assert_eq!(check(0, 5_000), Err("attempt_timeout"));
-        assert_eq!(check(-1, 5_000), Err("attempt_timeout"));
-        assert_eq!(check(10_001, 30_000), Err("attempt_timeout"));
-        assert_eq!(check(750, 30_001), Err("operation_timeout"));
-        assert_eq!(check(750, 749), Err("operation_timeout"));
-    }
-
-    #[test]
-    fn an_empty_table_is_the_default_and_unknown_settings_are_refused() {
-        assert_eq!(toml::from_str(""), Ok(Config::default()));
-        let config: Config = toml::from_str("attempt_timeout = \"750ms\"").expect("a setting");
-        assert_eq!(config, Config::default());
-        assert!(toml::from_str::<Config>("secret_access_key = \"x\"").is_err());
-    }
-}

@@ -1,0 +1,189 @@
+//! How AWS KMS is reached: where, and how long a call may take.
+
+use std::net::IpAddr;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use aws_sdk_kms::config::timeout::TimeoutConfig;
+use jiff::SignedDuration;
+use serde::Deserialize;
+
+/// How AWS KMS is reached. Credentials are no part of it: they come from the SDK's standard chain
+/// (environment, profile, web identity, container, instance).
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// A URL that takes the place of AWS's own endpoints, for the keys of every Region: a VPC
+    /// endpoint or an emulator. `https://…`, or `http://…` on this machine's loopback.
+    pub endpoint: Option<String>,
+    /// Longest wait for KMS to begin its answer, connection included: above 0, at most 10 s.
+    pub attempt_timeout: SignedDuration,
+    /// Longest time for a whole call, the loading of our own credentials included: at least
+    /// `attempt_timeout`, at most 30 s.
+    pub operation_timeout: SignedDuration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            endpoint: None,
+            // KMS answers in 50 to 300 ms, seldom in more.
+            attempt_timeout: SignedDuration::from_millis(750),
+            // A token exchange with STS or a slow metadata service fits in, once an hour.
+            operation_timeout: SignedDuration::from_secs(5),
+        }
+    }
+}
+
+impl Config {
+    /// Checks every setting against its bounds.
+    ///
+    /// # Errors
+    /// [`Misconfigured`] for the first outside.
+    pub fn check(&self) -> Result<(), Misconfigured> {
+        timeouts(self)?;
+        match &self.endpoint {
+            Some(endpoint) if !is_confidential(endpoint) => Err(Misconfigured {
+                field: "endpoint",
+                why: "https://<host>, or http://<host> on the loopback of this machine",
+            }),
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+/// A setting of [`Config`] is outside its bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {why}")]
+pub struct Misconfigured {
+    /// The setting's name.
+    pub field: &'static str,
+    /// What it must be.
+    pub why: &'static str,
+}
+
+/// The SDK's timeouts for `config`.
+///
+/// # Errors
+/// [`Misconfigured`] for the first outside its bounds.
+pub(super) fn timeouts(config: &Config) -> Result<TimeoutConfig, Misconfigured> {
+    let within = |field, span: SignedDuration, ceiling: Duration, why| {
+        Duration::try_from(span)
+            .ok()
+            .filter(|span| !span.is_zero() && *span <= ceiling)
+            .ok_or(Misconfigured { field, why })
+    };
+    let attempt = within(
+        "attempt_timeout",
+        config.attempt_timeout,
+        MAX_ATTEMPT,
+        "above 0, at most 10s",
+    )?;
+    let operation = within(
+        "operation_timeout",
+        config.operation_timeout,
+        MAX_OPERATION,
+        "above 0, at most 30s",
+    )?;
+    if operation < attempt {
+        return Err(Misconfigured {
+            field: "operation_timeout",
+            why: "at least attempt_timeout",
+        });
+    }
+    // The SDK's own attempt timeout would also cut short the loading of credentials, and a load
+    // that is cut short begins anew at the next call: a token service that takes longer than one
+    // attempt would never get through. The read timeout begins after it.
+    Ok(TimeoutConfig::builder()
+        .connect_timeout(CONNECT)
+        .read_timeout(attempt)
+        .operation_attempt_timeout(operation)
+        .operation_timeout(operation)
+        .build())
+}
+
+/// Whether plaintext keys may travel to `endpoint`: by TLS, or without leaving this machine.
+fn is_confidential(endpoint: &str) -> bool {
+    let Some(rest) = endpoint.strip_prefix("http://") else {
+        return endpoint
+            .strip_prefix("https://")
+            .is_some_and(|rest| !rest.is_empty());
+    };
+    let host = rest.split('/').next().unwrap_or_default();
+    let name = match host.split_once(':') {
+        Some((name, port)) if port.parse::<u16>().is_ok() => name,
+        _ => host,
+    };
+    let address = host
+        .parse::<SocketAddr>()
+        .map(|address| address.ip())
+        .or_else(|_| name.parse::<IpAddr>());
+    name == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
+/// Time to connect, TLS included: a handshake with a Region on the same continent, thrice.
+const CONNECT: Duration = Duration::from_secs(1);
+/// Longest attempt; callers have given up by then.
+const MAX_ATTEMPT: Duration = Duration::from_secs(10);
+/// Longest operation.
+const MAX_OPERATION: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plaintext_keys_travel_by_tls_or_stay_on_the_machine() {
+        for good in [
+            "https://vpce-1.kms.eu-west-1.vpce.amazonaws.com",
+            "http://127.0.0.1:5000",
+            "http://127.0.0.1:5000/",
+            "http://[::1]:5000",
+            "http://localhost:5000",
+        ] {
+            assert!(is_confidential(good), "{good}");
+        }
+        for bad in [
+            "",
+            "https://",
+            "http://",
+            "kms.example",
+            "ftp://127.0.0.1",
+            "http://kms.example",
+            "http://10.0.0.1:80",
+            "http://127.0.0.1.example",
+            "http://localhost.example",
+            "http://localhost:a@kms.example",
+            "http://127.0.0.1:1@kms.example",
+        ] {
+            assert!(!is_confidential(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn timeouts_hold_at_the_edge_and_one_beyond() {
+        let check = |attempt: i64, operation: i64| {
+            let config = Config {
+                endpoint: None,
+                attempt_timeout: SignedDuration::from_millis(attempt),
+                operation_timeout: SignedDuration::from_millis(operation),
+            };
+            timeouts(&config).map(drop).map_err(|error| error.field)
+        };
+        assert_eq!(check(1, 1), Ok(()));
+        assert_eq!(check(10_000, 30_000), Ok(()));
+        assert_eq!(check(0, 5_000), Err("attempt_timeout"));
+        assert_eq!(check(-1, 5_000), Err("attempt_timeout"));
+        assert_eq!(check(10_001, 30_000), Err("attempt_timeout"));
+        assert_eq!(check(750, 30_001), Err("operation_timeout"));
+        assert_eq!(check(750, 749), Err("operation_timeout"));
+    }
+
+    #[test]
+    fn an_empty_table_is_the_default_and_unknown_settings_are_refused() {
+        assert_eq!(toml::from_str(""), Ok(Config::default()));
+        let config: Config = toml::from_str("attempt_timeout = \"750ms\"").expect("a setting");
+        assert_eq!(config, Config::default());
+        assert!(toml::from_str::<Config>("secret_access_key = \"x\"").is_err());
+    }
+}
