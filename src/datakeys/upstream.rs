@@ -125,13 +125,15 @@ impl Upstream {
         share.opening_flights.join(id, cached, fetch).await
     }
 
-    /// A sealing key for one message, which stays out of the cache.
+    /// A sealing key for one message. To seal it stays out of the cache.
     pub(super) async fn single_use(
         self: &Arc<Self>,
         question: &Question,
     ) -> Result<(SealingKey, Option<String>), Error> {
         self.refused(question)?;
-        let (sealing, _, request_id) = self.generate(question).await?;
+        let (sealing, wrapped, request_id) = self.generate(question).await?;
+        self.put_opener(question, &sealing, &wrapped);
+        self.shares.make_room();
         Ok((sealing, request_id))
     }
 
@@ -215,16 +217,23 @@ impl Upstream {
             .as_ref()
             .map_or_else(|| now.millis(), |slot| slot.used());
         let why = previous.and_then(|slot| slot.key()?.due(now));
-        let opener = Arc::new(sealing.opener(self.kept(&question.context, &wrapped)));
-        let pairs = sealing.envelope().context();
-        let twin = Id::opening(question.origin.key(), pairs, &wrapped);
-        let twin = Slot::new(twin, opener, now.millis());
-        share.put(Entry::Opening(Arc::new(twin)), Retirement::Age, now);
+        self.put_opener(&question, &sealing, &wrapped);
         let slot = Slot::new(question.id, Arc::clone(&sealing), used);
         let why = why.unwrap_or(Retirement::Age);
         share.put(Entry::Sealing(Arc::new(slot)), why, now);
         self.shares.make_room();
         Ok((sealing, request_id))
+    }
+
+    /// Has what `sealing` seals opened here without KMS.
+    fn put_opener(&self, question: &Question, sealing: &SealingKey, wrapped: &EncryptedDataKey) {
+        let now = self.clock.now();
+        let opener = Arc::new(sealing.opener(self.kept(&question.context, wrapped)));
+        let pairs = sealing.envelope().context();
+        let id = Id::opening(question.origin.key(), pairs, wrapped);
+        let slot = Slot::new(id, opener, now.millis());
+        let entry = Entry::Opening(Arc::new(slot));
+        question.share.put(entry, Retirement::Age, now);
     }
 
     async fn fetch_opening(

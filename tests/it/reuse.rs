@@ -225,6 +225,7 @@ async fn a_message_over_the_limit_of_bytes_has_a_data_key_of_its_own() {
         let opened = web.decrypt(decrypt(&sealed.ciphertext)).await.unwrap();
         assert_eq!(opened.into_inner().plaintext.len(), 101);
     }
+    assert_eq!(broker.kms.decrypt_calls(), 0, "what was wrapped here");
     let generated = broker.kms.generate_calls();
     web.encrypt(encrypt("keys/orders", "x")).await.unwrap();
     assert_eq!(
