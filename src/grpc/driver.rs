@@ -1,5 +1,15 @@
 //! Drives one connection: HTTP/2 with every limit set by name, an age, an idle time, and an end
 //! that lets calls under way finish.
+//!
+//! All of a connection happens in one task, in turns: `turn` takes one for each wake-up, `bell`
+//! wakes the task, `calls` are polled in it, `gather` sends what they answer in one write, and
+//! `pace` ends a connection whose peer stops in the middle of a frame.
+
+mod bell;
+mod calls;
+mod gather;
+mod pace;
+mod turn;
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -11,7 +21,6 @@ use std::time::Duration;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioExecutor;
 use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
 use tokio::io::AsyncRead;
@@ -21,9 +30,14 @@ use tokio::time::Instant;
 use tonic::body::Body;
 
 use crate::grpc::connection::Connection;
-use crate::grpc::gather::gather;
-use crate::grpc::pace::Paced;
 use crate::grpc::witness::Witness;
+
+use calls::Calls;
+use calls::Queue;
+pub(crate) use calls::step_aside;
+use gather::gather;
+use pace::Paced;
+use turn::Turns;
 
 /// How patient a connection is. No part of the configuration file: nothing that differs between
 /// sites makes other figures right.
@@ -70,14 +84,16 @@ pub(super) async fn drive<IO>(
 ) where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let answering = Arc::clone(&connection);
+    let (answering, guard) = (Arc::clone(&connection), witness.clone());
     let service = service_fn(move |request: http::Request<Incoming>| {
-        let witness = witness.clone();
-        let connection = Arc::clone(&answering);
+        let (witness, connection) = (guard.clone(), Arc::clone(&answering));
         async move { Ok::<_, Infallible>(witness.answer(&connection, request.map(Body::new)).await) }
     });
-    let (io, mut outlet) = gather(Paced::new(io, deadlines.frame));
-    let mut serving = pin!(builder(deadlines).serve_connection(TokioIo::new(io), service));
+    let (io, outlet) = gather(Paced::new(io, deadlines.frame));
+    let queue = Queue::default();
+    let mut turns = Turns::new(Calls::new(queue.clone()), outlet);
+    let mut serving = pin!(builder(deadlines, queue).serve_connection(TokioIo::new(io), service));
+    let settle = || witness.settle();
 
     let mut old = pin!(tokio::time::sleep(age));
     let mut idle = pin!(tokio::time::sleep(deadlines.idle));
@@ -85,7 +101,7 @@ pub(super) async fn drive<IO>(
     loop {
         tokio::select! {
             // An error ends the connection; its calls have their records already.
-            () = poll_fn(|cx| outlet.poll_with(serving.as_mut(), cx)) => return,
+            () = poll_fn(|cx| turns.poll(serving.as_mut(), settle, cx)) => return,
             () = old.as_mut() => break,
             () = connection.closing() => break,
             _ = drain.wait_for(|drain| *drain) => break,
@@ -101,15 +117,17 @@ pub(super) async fn drive<IO>(
     }
     serving.as_mut().graceful_shutdown();
     // Cut off after the grace: a half-open peer would hold us for ever.
-    let rest = poll_fn(|cx| outlet.poll_with(serving.as_mut(), cx));
+    let rest = poll_fn(|cx| turns.poll(serving.as_mut(), settle, cx));
     let _ = tokio::time::timeout(deadlines.grace, rest).await;
 }
 
 /// HTTP/2 with nothing left to a default: tonic's own server leaves streams and resets unlimited.
-fn builder(deadlines: Deadlines) -> http2::Builder<TokioExecutor> {
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+fn builder(deadlines: Deadlines, queue: Queue) -> http2::Builder<Queue> {
+    let mut builder = http2::Builder::new(queue);
     builder
         .timer(TokioTimer::new())
+        // gRPC has no use for it.
+        .auto_date_header(false)
         .max_concurrent_streams(64)
         // Not lower: refused streams count, and an honest burst sent before SETTINGS arrived would
         // lose its connection.

@@ -15,6 +15,7 @@ use crate::grpc::convert::Decrypt;
 use crate::grpc::convert::Encrypt;
 use crate::grpc::convert::GenerateDataKey;
 use crate::grpc::convert::ReEncrypt;
+use crate::grpc::driver::step_aside;
 use crate::grpc::pb;
 use crate::grpc::pb::key_broker_service_server::KeyBrokerService;
 use crate::grpc::status::status;
@@ -27,7 +28,7 @@ pub(super) struct Service(pub(super) Arc<Broker>);
 
 impl Service {
     /// Identifies the caller, runs the call, and notes why it failed.
-    async fn serve<Q, P>(
+    async fn serve<Q: prost::Message, P>(
         &self,
         request: Request<Q>,
         run: impl AsyncFnOnce(Call<'_>, Q) -> Result<P, Error>,
@@ -36,6 +37,9 @@ impl Service {
         let Some(passage) = extensions.remove::<Passage>() else {
             return Err(Status::internal("a call that did not pass the witness"));
         };
+        if message.encoded_len() > LONG {
+            step_aside().await;
+        }
         let call = self.0.call(&passage.peer, passage.notes.clone());
         let outcome = match call {
             Ok(call) => run(call, message).await,
@@ -178,3 +182,6 @@ impl KeyBrokerService for Service {
         .await
     }
 }
+
+/// A request of more bytes than this is work for a task of its own: about 100 µs of sealing.
+const LONG: usize = 256 << 10;

@@ -83,6 +83,9 @@ impl Witness {
         }))
     }
 
+    /// The calls of a connection have had their turn.
+    pub(super) fn settle(&self) {}
+
     /// Answers one request of `connection`.
     pub(super) async fn answer(
         &self,

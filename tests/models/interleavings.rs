@@ -1,10 +1,13 @@
-//! Every interleaving of the small parts that race, of the cache and of locked memory. The product's own files are
-//! included by path; what they take from `crate::sync` is loom's here.
+//! Every interleaving of the small parts that race: of the cache, of locked memory, of a
+//! connection. The product's own files are included by path; what they take from `crate::sync` is
+//! loom's here.
 //!
 //! The usual run tries all interleavings of up to three preemptions, the long form
 //! (`KEYBROKER_TEST_LONG=1`) all that there are. What fails, fails again: the search has an order.
 #![allow(missing_docs, unreachable_pub)]
 
+use std::task::Wake;
+use std::task::Waker;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,9 +17,14 @@ use keybroker::clock::Instant;
 use keybroker::clock::Manual;
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
+use loom::sync::Notify;
+use loom::sync::atomic::AtomicBool;
+use loom::sync::atomic::Ordering;
 use loom::thread;
 use loom::thread::JoinHandle;
 
+#[path = "../../src/grpc/driver/bell.rs"]
+mod bell;
 #[path = "../../src/datakeys/budget.rs"]
 mod budget;
 #[path = "../../src/datakeys/refresh.rs"]
@@ -26,6 +34,7 @@ mod scale;
 #[path = "../../src/mem/slots.rs"]
 mod slots;
 
+use bell::Bell;
 use budget::Budget;
 use budget::Left;
 use refresh::Pace;
@@ -211,6 +220,50 @@ fn a_released_slot_is_not_lost() {
         }
         assert_eq!(slots.used(), usize::from(early.is_some()));
         assert!(slots.take(0).is_some());
+    });
+}
+
+/// Two ring a bell while its task polls, goes to rest or rests: the task sees what both did, and
+/// is never left asleep, which loom would call a deadlock.
+#[test]
+fn who_rings_is_answered() {
+    struct Bed(Notify);
+
+    impl Wake for Bed {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.notify();
+        }
+    }
+
+    explore(|| {
+        let bell = Arc::new(Bell::new());
+        let bed = std::sync::Arc::new(Bed(Notify::new()));
+        let task = Waker::from(std::sync::Arc::clone(&bed));
+        let events = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
+        let ringers = events.clone().map(|event| {
+            let bell = Arc::clone(&bell);
+            thread::spawn(move || {
+                // Relaxed: that the task sees it is the bell's doing.
+                event.store(true, Ordering::Relaxed);
+                bell.ring();
+            })
+        });
+        loop {
+            bell.begin(&task);
+            let mut seen = events.iter().all(|event| event.load(Ordering::Relaxed));
+            if !seen && bell.rang() {
+                seen = events.iter().all(|event| event.load(Ordering::Relaxed));
+            }
+            if seen {
+                break;
+            }
+            if bell.rest() {
+                bed.0.wait();
+            }
+        }
+        for ringer in ringers {
+            ringer.join().expect("no panic");
+        }
     });
 }
 
