@@ -101,7 +101,7 @@ pub(super) async fn drive<IO>(
     loop {
         tokio::select! {
             // An error ends the connection; its calls have their records already.
-            () = poll_fn(|cx| turns.poll(serving.as_mut(), settle, cx)) => return,
+            () = poll_fn(|cx| turns.poll(serving.as_mut(), settle, cx.waker())) => return,
             () = old.as_mut() => break,
             () = connection.closing() => break,
             _ = drain.wait_for(|drain| *drain) => break,
@@ -117,7 +117,7 @@ pub(super) async fn drive<IO>(
     }
     serving.as_mut().graceful_shutdown();
     // Cut off after the grace: a half-open peer would hold us for ever.
-    let rest = poll_fn(|cx| turns.poll(serving.as_mut(), settle, cx));
+    let rest = poll_fn(|cx| turns.poll(serving.as_mut(), settle, cx.waker()));
     let _ = tokio::time::timeout(deadlines.grace, rest).await;
 }
 

@@ -15,6 +15,7 @@ use rustls::CipherSuite;
 use serde::Deserialize;
 use socket2::SockRef;
 use socket2::TcpKeepalive;
+use tokio::io::BufReader;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
 use tokio::net::UnixListener;
@@ -294,6 +295,7 @@ impl Acceptor {
         }
         let material = materials.load_full();
         let acceptor = TlsAcceptor::from(Arc::clone(&material.server));
+        let stream = BufReader::with_capacity(READ_AHEAD, stream);
         let stream = match timeout(self.deadlines.handshake, acceptor.accept(stream)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
@@ -321,7 +323,7 @@ impl Acceptor {
 
     fn identified(
         &self,
-        stream: &TlsStream<TcpStream>,
+        stream: &TlsStream<BufReader<TcpStream>>,
         address: Option<IpAddr>,
         material: &Material,
     ) -> Option<Connection> {
@@ -464,3 +466,5 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 /// After a failed accept; doubles up to the longest.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// What is read at once, in bytes: rustls by itself asks for 4 KiB at a time.
+const READ_AHEAD: usize = 16 << 10;

@@ -49,7 +49,7 @@ struct Shared<IO> {
 impl<IO: AsyncWrite + Unpin> Outlet<IO> {
     /// Sends what was written. Ready when nothing of it is left, or with the error that ends the
     /// connection.
-    pub(super) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(super) fn poll_send(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         lock(&self.0).poll_send(cx)
     }
 }
@@ -185,7 +185,7 @@ mod tests {
     }
 
     /// Runs `serving`, and sends what it wrote whenever it has been polled, until either ends.
-    async fn run(mut outlet: Outlet<Counted>, serving: impl Future) {
+    async fn run(outlet: Outlet<Counted>, serving: impl Future) {
         let mut serving = pin!(serving);
         poll_fn(|cx| {
             let served = serving.as_mut().poll(cx).map(drop);

@@ -40,9 +40,9 @@ impl<IO: AsyncWrite + Unpin> Turns<IO> {
         &mut self,
         mut serving: Pin<&mut F>,
         settle: impl Fn(),
-        task: &mut Context<'_>,
+        task: &Waker,
     ) -> Poll<()> {
-        self.bell.begin(task.waker());
+        self.bell.begin(task);
         let mut cx = Context::from_waker(&self.waker);
         let mut over = false;
         for _ in 0..ROUNDS {
@@ -58,7 +58,7 @@ impl<IO: AsyncWrite + Unpin> Turns<IO> {
             return Poll::Ready(());
         }
         if !self.bell.rest() {
-            task.waker().wake_by_ref();
+            task.wake_by_ref();
         }
         Poll::Pending
     }
