@@ -1,20 +1,23 @@
-//! Prost's codec with our own answer to bytes that are no message: tonic's would be INTERNAL with
-//! the decoder's text.
+//! Protobuf as tonic wants it, with two differences: bytes that are no message get an answer of
+//! our own, where tonic's would be INTERNAL with the decoder's text; and buffers are as large as
+//! the message in them, since all that is allocated is wiped when it is freed.
+
+use std::marker::PhantomData;
 
 use prost::Message;
 use tonic::Status;
 use tonic::codec::BufferSettings;
 use tonic::codec::DecodeBuf;
 use tonic::codec::Decoder;
-use tonic_prost::ProstCodec;
-use tonic_prost::ProstEncoder;
+use tonic::codec::EncodeBuf;
+use tonic::codec::Encoder;
 
 /// The codec of every method of ours.
-pub(crate) struct Codec<T, U>(ProstCodec<T, U>);
+pub(crate) struct Codec<T, U>(PhantomData<(T, U)>);
 
 impl<T, U> Default for Codec<T, U> {
     fn default() -> Self {
-        Self(ProstCodec::default())
+        Self(PhantomData)
     }
 }
 
@@ -25,31 +28,50 @@ where
 {
     type Encode = T;
     type Decode = U;
-    type Encoder = ProstEncoder<T>;
-    type Decoder = Strict<<ProstCodec<T, U> as tonic::codec::Codec>::Decoder>;
+    type Encoder = Exact<T>;
+    type Decoder = Strict<U>;
 
     fn encoder(&mut self) -> Self::Encoder {
-        tonic::codec::Codec::encoder(&mut self.0)
+        Exact(PhantomData)
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        Strict(tonic::codec::Codec::decoder(&mut self.0))
+        Strict(PhantomData)
+    }
+}
+
+/// An encoder that makes room for the message once.
+pub(crate) struct Exact<T>(PhantomData<T>);
+
+impl<T: Message> Encoder for Exact<T> {
+    type Item = T;
+    type Error = Status;
+
+    fn encode(&mut self, message: T, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.reserve(message.encoded_len());
+        message.encode_raw(buffer);
+        Ok(())
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(USUAL_ANSWER, YIELD)
     }
 }
 
 /// A decoder whose failure is [`undecodable`].
-pub(crate) struct Strict<D>(D);
+pub(crate) struct Strict<U>(PhantomData<U>);
 
-impl<D: Decoder<Error = Status>> Decoder for Strict<D> {
-    type Item = D::Item;
+impl<U: Message + Default> Decoder for Strict<U> {
+    type Item = U;
     type Error = Status;
 
-    fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<Self::Item>, Status> {
-        self.0.decode(bytes).map_err(|_| undecodable())
+    fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
+        U::decode(bytes).map(Some).map_err(|_| undecodable())
     }
 
     fn buffer_settings(&self) -> BufferSettings {
-        self.0.buffer_settings()
+        // Nothing ahead of time: what has arrived says how much there is.
+        BufferSettings::new(0, YIELD)
     }
 }
 
@@ -57,3 +79,8 @@ impl<D: Decoder<Error = Status>> Decoder for Strict<D> {
 fn undecodable() -> Status {
     Status::data_loss("undecodable")
 }
+
+/// Room for an answer with 1 KiB of payload, in bytes.
+const USUAL_ANSWER: usize = 2 << 10;
+/// A stream's messages leave together until they are so many bytes: tonic's own figure.
+const YIELD: usize = 32 << 10;
