@@ -28,6 +28,7 @@ use keybroker::datakeys;
 use keybroker::datakeys::DataKeys;
 use keybroker::identity::Leaf;
 use keybroker::identity::Peer;
+use keybroker::identity::Session;
 use keybroker::message::EncryptedDataKey;
 use keybroker::message::EncryptionContext;
 use keybroker::message::Envelope;
@@ -101,9 +102,9 @@ fn cache_hit(criterion: &mut Criterion) {
     let stage = Stage::set();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let _entered = runtime.enter();
-    let (broker, peer) = broker(&stage);
+    let (broker, session) = broker(&stage);
     let policy = broker.policy();
-    let caller = policy.rules().map(&peer).unwrap();
+    let caller = session.caller(policy.rules()).unwrap();
     let name = KeyName::parse("keys/orders", caller.tenant()).unwrap();
     let own = [("table".to_owned(), "orders".to_owned())];
     let sealing = || {
@@ -157,11 +158,11 @@ fn encrypt(criterion: &mut Criterion) {
     let stage = Stage::set();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let _entered = runtime.enter();
-    let (broker, peer) = broker(&stage);
+    let (broker, session) = broker(&stage);
     let entry = Audit::new(Sink::to(io::sink()), Arc::new(System)).begin();
     let plaintext = [0x5a; 1024];
     let run = || async {
-        let call = broker.call(&peer, entry.notes()).unwrap();
+        let call = broker.call(&session, entry.notes()).unwrap();
         let to = Binding {
             name: "keys/orders".into(),
             context: vec![("table".into(), "orders".into())],
@@ -175,8 +176,8 @@ fn encrypt(criterion: &mut Criterion) {
     });
 }
 
-/// A broker on `stage`'s keyring, and the stage's one client.
-fn broker(stage: &Stage) -> (Broker, Peer) {
+/// A broker on `stage`'s keyring, and a session of the stage's one client.
+fn broker(stage: &Stage) -> (Broker, Session) {
     // The usual limits would have the benchmark wait for the KMS now and then.
     let tenants = stage.folder().join("tenants.toml");
     let unlimited = fs::read_to_string(&tenants).unwrap() + "cache.max_messages = 4_294_967_296\n";
@@ -193,7 +194,7 @@ fn broker(stage: &Stage) -> (Broker, Peer) {
     let certificate = stage.folder().join(stage::CLIENT.certificate);
     let certificate = CertificateDer::from_pem_file(certificate).unwrap();
     let peer = Peer::certified(Leaf::parse(&certificate).unwrap());
-    (Broker::new(state.policy, data_keys), peer)
+    (Broker::new(state.policy, data_keys), Session::new(peer))
 }
 
 criterion_group!(benches, seal, open, cache_hit, count, encrypt);

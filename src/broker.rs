@@ -19,7 +19,7 @@ use crate::directory::Key;
 use crate::directory::Role;
 use crate::error::Error;
 use crate::identity::Caller;
-use crate::identity::Peer;
+use crate::identity::Session;
 use crate::message::EncryptionContext;
 use crate::message::Message;
 use crate::message::context;
@@ -66,13 +66,13 @@ impl Broker {
         &self.data_keys
     }
 
-    /// Begins a call by `peer`, under the policy of this moment.
+    /// Begins a call in `session`, under the policy of this moment.
     ///
     /// # Errors
     /// [`Error::Unmapped`] when no identity rule maps the peer to a tenant.
-    pub fn call(&self, peer: &Peer, notes: Notes) -> Result<Call<'_>, Error> {
+    pub fn call(&self, session: &Session, notes: Notes) -> Result<Call<'_>, Error> {
         let policy = self.policy();
-        let caller = policy.rules().map(peer).ok_or(Error::Unmapped)?;
+        let caller = session.caller(policy.rules()).ok_or(Error::Unmapped)?;
         notes.add(|record| {
             record.tenant = Some(caller.tenant().to_string());
             record.policy_generation = Some(policy.directory().generation());
@@ -90,7 +90,7 @@ impl Broker {
 pub struct Call<'a> {
     broker: &'a Broker,
     policy: Arc<Policy>,
-    caller: Caller,
+    caller: Arc<Caller>,
     notes: Notes,
 }
 

@@ -6,6 +6,7 @@
 pub mod leaf;
 pub mod principal;
 pub mod rules;
+mod session;
 pub mod spiffe;
 
 use std::fmt;
@@ -19,6 +20,7 @@ pub use principal::PrincipalPattern;
 pub use rules::Caller;
 pub use rules::Config;
 pub use rules::Rules;
+pub use session::Session;
 pub use spiffe::DnsName;
 pub use spiffe::SpiffeId;
 pub use spiffe::TrustDomain;

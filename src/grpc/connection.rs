@@ -23,11 +23,12 @@ use crate::grpc::tls::Trust;
 use crate::grpc::tls::trust::moment;
 use crate::identity::Id;
 use crate::identity::Peer;
+use crate::identity::Session;
 
 /// One open connection.
 pub(super) struct Connection {
     /// Who it is; nobody on the health listener.
-    pub(super) peer: Option<Arc<Peer>>,
+    pub(super) session: Option<Arc<Session>>,
     /// The peer's address, for the record.
     pub(super) source: Arc<str>,
     /// Its TLS parameters, for the record.
@@ -51,7 +52,7 @@ impl Connection {
     ) -> Self {
         Self {
             identity: peer.as_ref().map(user_identity),
-            peer: peer.map(Arc::new),
+            session: peer.map(Session::new).map(Arc::new),
             source,
             tls,
             calls: AtomicU64::new(0),
@@ -61,17 +62,17 @@ impl Connection {
         }
     }
 
-    /// The peer, unless it has lost its identity since the handshake.
-    pub(super) fn authenticated(&self, now: Timestamp) -> Result<&Arc<Peer>, Unauthenticated> {
-        let peer = self.peer.as_ref().ok_or(Unauthenticated::Missing)?;
-        if let Some(certificate) = peer.certificate()
+    /// The peer, for a call, unless it has lost its identity since the handshake.
+    pub(super) fn authenticated(&self, now: Timestamp) -> Result<&Arc<Session>, Unauthenticated> {
+        let session = self.session.as_ref().ok_or(Unauthenticated::Missing)?;
+        if let Some(certificate) = session.peer().certificate()
             && certificate.not_after < now
         {
             self.refuse(Unauthenticated::Expired);
         }
         match self.refused.get() {
             Some(reason) => Err(*reason),
-            None => Ok(peer),
+            None => Ok(session),
         }
     }
 
@@ -194,7 +195,8 @@ pub(super) struct Seat {
 impl Seat {
     /// Enters `connection`, now that its peer is known; `None` if its identity has its share.
     pub(super) fn take(&mut self, connection: Connection) -> Option<Arc<Connection>> {
-        let id = connection.peer.as_ref().map(|peer| peer.id().clone());
+        let session = connection.session.as_ref();
+        let id = session.map(|session| session.peer().id().clone());
         let mut table = self.all.lock();
         if let Some(id) = &id {
             let count = table.identities.entry(id.clone()).or_default();

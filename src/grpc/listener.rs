@@ -395,9 +395,9 @@ impl Acceptor {
     fn age_of(&self, connection: &Connection) -> Duration {
         let jittered = jittered(self.age);
         let left = connection
-            .peer
+            .session
             .as_ref()
-            .and_then(|peer| peer.certificate())
+            .and_then(|session| session.peer().certificate())
             .map(|certificate| {
                 let left = certificate.not_after.duration_since(self.clock.wall());
                 Duration::try_from(left).unwrap_or_default()

@@ -40,7 +40,7 @@ impl Service {
         if message.encoded_len() > LONG {
             step_aside().await;
         }
-        let call = self.0.call(&passage.peer, passage.notes.clone());
+        let call = self.0.call(&passage.session, passage.notes.clone());
         let outcome = match call {
             Ok(call) => run(call, message).await,
             Err(error) => Err(error),

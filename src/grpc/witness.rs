@@ -30,12 +30,12 @@ use crate::error::Unauthenticated;
 use crate::grpc::connection::Connection;
 use crate::grpc::service::failure;
 use crate::grpc::status::status;
-use crate::identity::Peer;
+use crate::identity::Session;
 
 /// What a call brings along to its method.
 #[derive(Clone)]
 pub(super) struct Passage {
-    pub(super) peer: Arc<Peer>,
+    pub(super) session: Arc<Session>,
     pub(super) notes: Notes,
     pub(super) request_id: Arc<str>,
 }
@@ -180,7 +180,7 @@ impl Inner {
         notes: &Notes,
         request_id: &Arc<str>,
     ) -> Result<http::Response<Body>, Error> {
-        let peer = Arc::clone(connection.authenticated(self.clock.wall())?);
+        let session = Arc::clone(connection.authenticated(self.clock.wall())?);
         if !self.methods.contains_key(request.uri().path()) {
             return Err(Error::MethodUnknown);
         }
@@ -189,7 +189,7 @@ impl Inner {
             .try_acquire()
             .map_err(|_| Error::Overloaded)?;
         request.extensions_mut().insert(Passage {
-            peer,
+            session,
             notes: notes.clone(),
             request_id: Arc::clone(request_id),
         });
