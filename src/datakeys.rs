@@ -46,7 +46,6 @@ use crate::directory::Directory;
 use crate::kms;
 use crate::kms::Kms;
 use crate::message::EncryptedDataKey;
-use crate::message::EncryptionContext;
 use crate::message::Message;
 use crate::metrics::Lookup;
 use crate::metrics::Metrics;
@@ -160,13 +159,12 @@ impl DataKeys {
     /// # Errors
     /// What KMS answers, when the cache has no key with room.
     pub async fn sealing(&self, permit: &Permit, bytes: u64) -> Result<Reserved, Error> {
-        let pairs = serialized(permit.context());
-        let id = Id::sealing(permit.key(), &pairs);
+        let id = Id::sealing(permit.key(), permit.context().serialized());
         let share = self.upstream.shares.of(permit.tenant());
         if bytes > permit.key().limits().max_bytes {
             return self.single_use(&share, permit, id).await;
         }
-        if let Some(reserved) = self.cached_sealing(&share, permit, &id, &pairs, bytes)? {
+        if let Some(reserved) = self.cached_sealing(&share, permit, &id, bytes)? {
             return Ok(reserved);
         }
         loop {
@@ -174,7 +172,7 @@ impl DataKeys {
             let (key, source) = self.upstream.sealing(question).await?;
             // What landed is used itself: a full share may have refused to keep it.
             let now = self.upstream.clock.now();
-            match key.reserve(permit.key(), &pairs, now, bytes) {
+            match key.reserve(permit, now, bytes) {
                 Ok(Reservation::Fresh | Reservation::Stale) => {
                     self.count(&share, &source);
                     return Ok(Reserved { key, source });
@@ -195,14 +193,13 @@ impl DataKeys {
     /// # Errors
     /// [`Error::NoWrappedKey`] without any KMS call, or what KMS answers.
     pub async fn opening(&self, permit: &Permit, message: &Message<'_>) -> Result<Opener, Error> {
-        let pairs = serialized(permit.context());
         let share = self.upstream.shares.of(permit.tenant());
         let mut last = Error::NoWrappedKey;
         for wrapped in message.encrypted_data_keys() {
             let Some((version, kms_key)) = permit.key().kms().unwrapper(wrapped) else {
                 continue;
             };
-            let id = Id::opening(permit.key(), &pairs, wrapped);
+            let id = Id::opening(permit.key(), permit.context().serialized(), wrapped);
             if let Some(opener) = self.cached_opening(&share, permit, &id)? {
                 return Ok(opener);
             }
@@ -334,7 +331,6 @@ impl DataKeys {
         share: &Arc<Share>,
         permit: &Permit,
         id: &Id,
-        pairs: &[u8],
         bytes: u64,
     ) -> Result<Option<Reserved>, Error> {
         let Some(slot) = share.sealing(id) else {
@@ -344,7 +340,7 @@ impl DataKeys {
         let Some(key) = slot.of_use(now) else {
             return Ok(None);
         };
-        let source = match key.reserve(permit.key(), pairs, now, bytes) {
+        let source = match key.reserve(permit, now, bytes) {
             Ok(Reservation::Fresh) => Source::Hit,
             Ok(Reservation::Stale) => {
                 self.upstream.refresh(share, &slot, &key);
@@ -476,12 +472,6 @@ fn retire_opening(share: &Share, id: &Id, key: &Arc<OpeningKey>, why: Retirement
     {
         share.retire(&Entry::Opening(slot), why);
     }
-}
-
-fn serialized(context: &EncryptionContext) -> Vec<u8> {
-    let mut pairs = Vec::with_capacity(context.serialized_len());
-    context.serialize(&mut pairs);
-    pairs
 }
 
 /// The machine slept while KMS was asked.

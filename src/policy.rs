@@ -65,8 +65,7 @@ impl Policy {
             sealing_context(key, caller, own)
         })?;
         self.check_own(&key, own)?;
-        let pairs = sealing_context(&key, caller, own)
-            .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let pairs = sealing_context(&key, caller, own);
         Ok(Permit {
             context: EncryptionContext::new(pairs).map_err(|error| unfit(own, error))?,
             key,
@@ -99,7 +98,7 @@ impl Policy {
         let name = name.or(named.as_ref()).ok_or(Mismatch::NoKey)?;
         let (key, rule) = self.allow(caller, action, Direction::Open, name, |_| header.pairs())?;
         self.check_own(&key, own)?;
-        EncryptionContext::new(own.iter().cloned()).map_err(|error| unfit(own, error))?;
+        EncryptionContext::new(own.iter().map(text)).map_err(|error| unfit(own, error))?;
         if named.as_ref() != Some(key.name()) {
             return Err(Mismatch::Key.into());
         }
@@ -430,10 +429,13 @@ fn sealing_context<'a>(
     caller: &'a Caller,
     own: &'a [(String, String)],
 ) -> impl Iterator<Item = (&'a str, &'a str)> {
-    let text = |(name, value): &'a (String, String)| (name.as_str(), value.as_str());
     key.context()
         .chain(caller.captures().iter().map(text))
         .chain(own.iter().map(text))
+}
+
+fn text((name, value): &(String, String)) -> (&str, &str) {
+    (name, value)
 }
 
 /// The roles that `caller` can have on `key` at all: its tenant decides.

@@ -104,10 +104,9 @@ mod tests {
                 provider_info: text(&mut dice),
                 ciphertext: text(&mut dice).into_bytes(),
             });
-            let serialized = crate::datakeys::serialized(&context);
             let id = match &wrapped {
-                None => Id::sealing(key, &serialized),
-                Some(wrapped) => Id::opening(key, &serialized, wrapped),
+                None => Id::sealing(key, context.serialized()),
+                Some(wrapped) => Id::opening(key, context.serialized(), wrapped),
             };
             pairs.sort();
             let these = Parts {

@@ -14,7 +14,6 @@ use crate::datakeys::origin::Material;
 use crate::datakeys::origin::Origin;
 use crate::datakeys::origin::Version;
 use crate::datakeys::refresh::Pace;
-use crate::directory::Key;
 use crate::kms;
 use crate::message;
 use crate::message::EncryptedDataKey;
@@ -22,6 +21,7 @@ use crate::message::Envelope;
 use crate::message::Flaw;
 use crate::message::Message;
 use crate::metrics::Retirement;
+use crate::policy::Permit;
 
 /// A data key that seals, with what stands in the header of each of its messages.
 pub struct SealingKey {
@@ -80,20 +80,20 @@ impl SealingKey {
         }
     }
 
-    /// Counts a message of `bytes` for the holder of a permit for `key` with the serialized
-    /// context `pairs`. The identity of the entry says already that both are this key's; a hit is
-    /// checked all the same, as if it came from KMS.
+    /// Counts a message of `bytes` for the holder of `permit`. The identity of the entry says
+    /// already that its key and context are this key's; a hit is checked all the same, as if it
+    /// came from KMS.
     ///
     /// # Errors
     /// Why this key is spent.
     pub(super) fn reserve(
         &self,
-        key: &Key,
-        pairs: &[u8],
+        permit: &Permit,
         now: Instant,
         bytes: u64,
     ) -> Result<Reservation, Spoiled> {
-        if !self.origin().is_of(key) || self.envelope.context() != pairs {
+        let context = permit.context().serialized();
+        if !self.origin().is_of(permit.key()) || self.envelope.context() != context {
             return Err(Spoiled::Mistaken);
         }
         if let Some(why) = self.ended(now) {

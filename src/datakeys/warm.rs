@@ -29,7 +29,6 @@ pub use run::Warmed;
 use crate::clock::Clock;
 use crate::clock::Instant;
 use crate::datakeys::Config;
-use crate::datakeys::serialized;
 use crate::datakeys::slot::Entry;
 use crate::datakeys::upstream::Upstream;
 use crate::datakeys::upstream::chance;
@@ -149,8 +148,8 @@ pub(super) fn remember(upstream: &Upstream, mut recent: Vec<Recent>) -> VecDeque
 }
 
 impl Recent {
-    fn identity(&self) -> (&KeyName, &Purpose, Vec<u8>) {
-        (&self.key, &self.purpose, serialized(&self.context))
+    fn identity(&self) -> (&KeyName, &Purpose, &[u8]) {
+        (&self.key, &self.purpose, self.context.serialized())
     }
 }
 

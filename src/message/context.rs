@@ -1,7 +1,7 @@
 //! The encryption context: the pairs that a data key and every message under it are bound to.
 
-use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use super::Flaw;
 use super::reader::Reader;
@@ -10,10 +10,10 @@ use super::reader::Short;
 /// Names and values that authenticate a message and its data key. Not secret: they stand in the
 /// message header and in CloudTrail.
 ///
-/// Always within the limits of [`EncryptionContext::new`]; pairs are kept in the order of their
-/// names' UTF-8 bytes, which is the order they are serialized in.
+/// Always within the limits of [`EncryptionContext::new`], and kept as its serialization, with the
+/// pairs in the order of their names' UTF-8 bytes. Cheap to clone.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct EncryptionContext(BTreeMap<String, String>);
+pub struct EncryptionContext(Arc<[u8]>);
 
 /// The pair that names the tenant in every context of ours.
 pub const TENANT: &str = "keybroker:tenant";
@@ -64,53 +64,55 @@ impl EncryptionContext {
     /// # Errors
     /// [`Error`] outside the limits of this module, and for two names that differ only in ASCII
     /// case, because KMS grant constraints compare names without it.
-    pub fn new(pairs: impl IntoIterator<Item = (String, String)>) -> Result<Self, Error> {
-        let mut context = Self::default();
+    pub fn new<N, V>(pairs: impl IntoIterator<Item = (N, V)>) -> Result<Self, Error>
+    where
+        N: AsRef<str>,
+        V: AsRef<str>,
+    {
+        let mut sound = Vec::new();
         for (name, value) in pairs {
-            context.check(&name, &value)?;
-            context.insert(name, value)?;
+            check(&sound, name.as_ref(), value.as_ref())?;
+            sound.push((name, value));
         }
-        context.within_limit()
+        Self::serialize(&mut sound)
     }
 
-    /// Reads what [`EncryptionContext::serialize`] writes, with the pairs in any order (message
-    /// format, sections 4.1 and 8.3).
+    /// Reads a serialization, with the pairs in any order (message format, sections 4.1 and 8.3).
     ///
     /// # Errors
     /// [`Flaw::ContextMalformed`] unless count and lengths use up `bytes` exactly, and for names
     /// and values that are not UTF-8; [`Flaw::Context`] as [`EncryptionContext::new`] does.
     pub fn parse(bytes: &[u8]) -> Result<Self, Flaw> {
-        let mut context = Self::default();
         if bytes.is_empty() {
-            return Ok(context);
+            return Ok(Self::default());
         }
         let mut reader = Reader::new(bytes);
         let count = usize::from(reader.u16().map_err(malformed)?);
         if count > MAX_PAIRS {
             return Err(Error::Many(count).into());
         }
+        let mut pairs = Vec::with_capacity(count);
         for _ in 0..count {
             let name = read_text(&mut reader)?;
             let value = read_text(&mut reader)?;
-            context.check(name, value)?;
-            context.insert(name.to_owned(), value.to_owned())?;
+            check(&pairs, name, value)?;
+            pairs.push((name, value));
         }
         if count == 0 || !reader.rest().is_empty() {
             return Err(Flaw::ContextMalformed);
         }
-        Ok(context.within_limit()?)
+        Ok(Self::serialize(&mut pairs)?)
     }
 
     /// The value of `name`, compared byte by byte.
     pub fn value(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str)
+        self.pairs()
+            .find_map(|(known, value)| (known == name).then_some(value))
     }
 
     /// The pairs, in the order of their names.
-    pub fn pairs(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
-        self.0
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_str()))
+    pub fn pairs(&self) -> Pairs<'_> {
+        Pairs(Reader::new(self.0.get(COUNT..).unwrap_or_default()))
     }
 
     /// Whether there are no pairs.
@@ -118,71 +120,77 @@ impl EncryptionContext {
         self.0.is_empty()
     }
 
-    /// The length of the serialization, in bytes: 0 when empty.
-    pub fn serialized_len(&self) -> usize {
-        if self.0.is_empty() {
-            return 0;
-        }
-        2 + self
-            .0
-            .iter()
-            .map(|(name, value)| 4 + name.len() + value.len())
-            .sum::<usize>()
+    /// `u16 count ‖ (u16 length ‖ name ‖ u16 length ‖ value)…` (message format, section 4.1),
+    /// nothing when empty.
+    pub fn serialized(&self) -> &[u8] {
+        &self.0
     }
 
-    /// Appends `u16 count ‖ (u16 length ‖ name ‖ u16 length ‖ value)…` (message format, section
-    /// 4.1), nothing when empty.
-    pub fn serialize(&self, out: &mut Vec<u8>) {
-        if self.0.is_empty() {
-            return;
+    /// The context of `pairs`, each of which has passed [`check`].
+    fn serialize<N: AsRef<str>, V: AsRef<str>>(pairs: &mut [(N, V)]) -> Result<Self, Error> {
+        if pairs.is_empty() {
+            return Ok(Self::default());
+        }
+        pairs.sort_unstable_by(|(one, _), (other, _)| one.as_ref().cmp(other.as_ref()));
+        let texts = |pair: &(N, V)| 4 + pair.0.as_ref().len() + pair.1.as_ref().len();
+        let whole = COUNT + pairs.iter().map(texts).sum::<usize>();
+        if whole > MAX_SERIALIZED {
+            return Err(Error::Large(whole));
         }
         let length = |n: usize| {
             u16::try_from(n)
-                .expect("within the limits of `new`")
+                .expect("within the limits of `check`")
                 .to_be_bytes()
         };
-        out.extend_from_slice(&length(self.0.len()));
-        for (name, value) in &self.0 {
-            for text in [name, value] {
-                out.extend_from_slice(&length(text.len()));
-                out.extend_from_slice(text.as_bytes());
+        let mut bytes = Vec::with_capacity(whole);
+        bytes.extend_from_slice(&length(pairs.len()));
+        for (name, value) in pairs {
+            for text in [name.as_ref(), value.as_ref()] {
+                bytes.extend_from_slice(&length(text.len()));
+                bytes.extend_from_slice(text.as_bytes());
             }
         }
+        Ok(Self(bytes.into()))
     }
+}
 
-    /// Whether the pair may be inserted, before anything is copied.
-    fn check(&self, name: &str, value: &str) -> Result<(), Error> {
-        if name.is_empty() || value.is_empty() {
-            return Err(Error::Empty);
-        }
-        for (what, text, limit) in [("name", name, MAX_NAME), ("value", value, MAX_VALUE)] {
-            if text.len() > limit {
-                return Err(Error::Long {
-                    what,
-                    length: text.len(),
-                    limit,
-                });
-            }
-        }
-        if self.0.keys().any(|known| known.eq_ignore_ascii_case(name)) {
-            return Err(Error::Duplicate(name.to_owned()));
-        }
-        Ok(())
+/// The pairs of a context: name and value.
+pub struct Pairs<'a>(Reader<'a>);
+
+impl<'a> Iterator for Pairs<'a> {
+    type Item = (&'a str, &'a str);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let name = read_text(&mut self.0).ok()?;
+        let value = read_text(&mut self.0);
+        Some((
+            name,
+            value.expect("`serialize` wrote a value for each name"),
+        ))
     }
+}
 
-    fn insert(&mut self, name: String, value: String) -> Result<(), Error> {
-        self.0.insert(name, value);
-        match self.0.len() {
-            count if count > MAX_PAIRS => Err(Error::Many(count)),
-            _ => Ok(()),
+/// Whether the pair may be added to `pairs`.
+fn check<N: AsRef<str>, V>(pairs: &[(N, V)], name: &str, value: &str) -> Result<(), Error> {
+    if name.is_empty() || value.is_empty() {
+        return Err(Error::Empty);
+    }
+    for (what, text, limit) in [("name", name, MAX_NAME), ("value", value, MAX_VALUE)] {
+        if text.len() > limit {
+            return Err(Error::Long {
+                what,
+                length: text.len(),
+                limit,
+            });
         }
     }
-
-    fn within_limit(self) -> Result<Self, Error> {
-        match self.serialized_len() {
-            length if length > MAX_SERIALIZED => Err(Error::Large(length)),
-            _ => Ok(self),
-        }
+    let alike = |(known, _): &(N, V)| known.as_ref().eq_ignore_ascii_case(name);
+    if pairs.iter().any(alike) {
+        return Err(Error::Duplicate(name.to_owned()));
+    }
+    match pairs.len() + 1 {
+        count if count > MAX_PAIRS => Err(Error::Many(count)),
+        _ => Ok(()),
     }
 }
 
@@ -200,7 +208,9 @@ fn malformed(Short: Short) -> Flaw {
 /// Names alone: a value can be personal data, which belongs in no log.
 impl fmt::Debug for EncryptionContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
+        f.debug_set()
+            .entries(self.pairs().map(|(name, _)| name))
+            .finish()
     }
 }
 
@@ -212,6 +222,9 @@ pub fn is_reserved(name: &str) -> bool {
     })
 }
 
+/// The length of the count of pairs, in bytes.
+const COUNT: usize = 2;
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -219,18 +232,15 @@ mod tests {
     use super::*;
 
     fn context(pairs: &[(&str, &str)]) -> Result<EncryptionContext, Error> {
-        EncryptionContext::new(pairs.iter().map(|&(n, v)| (n.to_owned(), v.to_owned())))
+        EncryptionContext::new(pairs.iter().copied())
     }
 
     #[test]
     fn the_documented_example_serializes_to_its_bytes() {
-        let mut bytes = Vec::new();
         let example = context(&[("keybroker:tenant", "acme"), ("env", "prod")]).expect("valid");
-        example.serialize(&mut bytes);
         let expected: &[u8] =
             b"\x00\x02\x00\x03env\x00\x04prod\x00\x10keybroker:tenant\x00\x04acme";
-        assert_eq!(bytes, expected);
-        assert_eq!(example.serialized_len(), 37);
+        assert_eq!(example.serialized(), expected);
     }
 
     #[test]
@@ -333,11 +343,10 @@ mod tests {
         fn what_is_serialized_is_read_back(
             pairs in prop::collection::btree_map("[a-z\u{e4}]{1,40}", ".{1,100}", 0..=16)
         ) {
-            if let Ok(context) = EncryptionContext::new(pairs) {
-                let mut bytes = Vec::new();
-                context.serialize(&mut bytes);
-                prop_assert_eq!(bytes.len(), context.serialized_len());
-                prop_assert_eq!(EncryptionContext::parse(&bytes), Ok(context));
+            if let Ok(context) = EncryptionContext::new(&pairs) {
+                let kept = pairs.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+                prop_assert!(context.pairs().eq(kept));
+                prop_assert_eq!(EncryptionContext::parse(context.serialized()), Ok(context));
             }
         }
     }

@@ -51,8 +51,9 @@ impl Envelope {
     pub fn new(context: &EncryptionContext, keys: &[EncryptedDataKey]) -> Result<Self, Limit> {
         check_count(keys.len(), MAX_KEYS_WRITTEN)?;
         let mut bytes = Vec::new();
-        bytes.extend_from_slice(&length(context.serialized_len()));
-        context.serialize(&mut bytes);
+        let pairs = context.serialized();
+        bytes.extend_from_slice(&length(pairs.len()));
+        bytes.extend_from_slice(pairs);
         bytes.extend_from_slice(&length(keys.len()));
         for key in keys {
             let fields = [

@@ -37,8 +37,8 @@ impl Frozen {
     /// Written out here, because raw keyrings' keys are not text and [`Envelope::new`] has none.
     fn envelope(&self) -> Envelope {
         let context = EncryptionContext::new(self.context.clone()).expect("a context");
-        let mut bytes = field(context.serialized_len()).to_vec();
-        context.serialize(&mut bytes);
+        let pairs = context.serialized();
+        let mut bytes = [field(pairs.len()).as_slice(), pairs].concat();
         bytes.extend(field(self.encrypted_data_keys.len()));
         for key in &self.encrypted_data_keys {
             for value in [&key.provider_id, &key.provider_info, &key.ciphertext] {
@@ -161,7 +161,7 @@ fn a_message_has_the_documented_length_and_no_spare_room() {
     for (plaintext, frames) in [(0, 1), (1, 1), (16, 1), (17, 2), (32, 2), (33, 3)] {
         let message = sealed(16, b"", &vec![5; plaintext]);
         let keys = 6 + 7 + wrapped().provider_info.len() + 24;
-        let context = context().serialized_len();
+        let context = context().serialized().len();
         let overhead = 92 + context + keys + 40 + 32 * (frames - 1);
         assert_eq!(message.len(), plaintext + overhead);
         assert_eq!(message.capacity(), message.len());

@@ -195,7 +195,7 @@ async fn refusal(
 }
 
 fn context(pairs: Pairs<'_>) -> EncryptionContext {
-    EncryptionContext::new(pairs.iter().map(|&(n, v)| (n.into(), v.into()))).unwrap()
+    EncryptionContext::new(pairs.iter().copied()).unwrap()
 }
 
 fn contains(text: &[u8], part: &[u8]) -> bool {

@@ -13,7 +13,6 @@ use crate::clock::Instant;
 use crate::datakeys::Error;
 use crate::datakeys::Source;
 use crate::datakeys::id::Id;
-use crate::datakeys::serialized;
 use crate::datakeys::upstream::Question;
 use crate::datakeys::upstream::Upstream;
 use crate::datakeys::warm::Moment;
@@ -204,16 +203,16 @@ fn question(upstream: &Upstream, directory: &Directory, one: &Recent) -> Result<
         return Err(Warming::Foreign);
     }
     let binding = key.kms();
-    let pairs = serialized(&one.context);
+    let pairs = one.context.serialized();
     let (direction, id, (version, kms_key)) = match &one.purpose {
         Purpose::Open(wrapped) => (
             Direction::Open,
-            Id::opening(key, &pairs, wrapped),
+            Id::opening(key, pairs, wrapped),
             binding.unwrapper(wrapped).ok_or(Warming::Foreign)?,
         ),
         Purpose::Seal => (
             Direction::Seal,
-            Id::sealing(key, &pairs),
+            Id::sealing(key, pairs),
             (binding.primary_version(), binding.primary()),
         ),
     };

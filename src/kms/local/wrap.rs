@@ -78,11 +78,12 @@ fn bound(info: &str, context: &EncryptionContext) -> Vec<u8> {
             .expect("info has some 120 bytes, a context at most 4 KiB")
             .to_be_bytes()
     };
-    let mut aad = Vec::with_capacity(8 + info.len() + context.serialized_len());
+    let pairs = context.serialized();
+    let mut aad = Vec::with_capacity(8 + info.len() + pairs.len());
     aad.extend_from_slice(&length(info.len()));
     aad.extend_from_slice(info.as_bytes());
-    aad.extend_from_slice(&length(context.serialized_len()));
-    context.serialize(&mut aad);
+    aad.extend_from_slice(&length(pairs.len()));
+    aad.extend_from_slice(pairs);
     aad
 }
 

@@ -142,7 +142,7 @@ impl FakeKms {
         let mut sealed = *plaintext.expose();
         let tag = self
             .key(key)
-            .seal_in_place(&nonce, &serialized(context), &mut sealed);
+            .seal_in_place(&nonce, context.serialized(), &mut sealed);
         EncryptedDataKey {
             provider_id: key.provider_id().to_owned(),
             provider_info: match key {
@@ -219,7 +219,7 @@ impl Kms for FakeKms {
         self.key(key)
             .open_in_place(
                 nonce.try_into().unwrap(),
-                &serialized(context),
+                context.serialized(),
                 &mut plaintext,
                 &aead::Tag(tag.try_into().unwrap()),
             )
@@ -234,12 +234,6 @@ impl Kms for FakeKms {
     async fn describe_key(&self, _: &KeyRef) -> Result<(), Error> {
         Ok(())
     }
-}
-
-fn serialized(context: &EncryptionContext) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    context.serialize(&mut bytes);
-    bytes
 }
 
 /// More than all calls of any test at once.
