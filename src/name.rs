@@ -105,18 +105,16 @@ impl KeyName {
     /// # Errors
     /// [`Malformed`] for any other text.
     pub fn parse(text: &str, home: &TenantId) -> Result<Self, Malformed> {
-        let segments: Vec<&str> = text.split('/').collect();
-        match segments.as_slice() {
-            ["keys", key] => Ok(Self {
-                tenant: home.clone(),
-                key: key.parse()?,
-            }),
-            ["tenants", tenant, "keys", key] => Ok(Self {
-                tenant: tenant.parse()?,
-                key: key.parse()?,
-            }),
-            _ => Err(Malformed),
-        }
+        let (tenant, key) = match text.strip_prefix("tenants/") {
+            Some(rest) => {
+                let (tenant, key) = rest.split_once("/keys/").ok_or(Malformed)?;
+                (tenant.parse()?, key)
+            }
+            None => (home.clone(), text.strip_prefix("keys/").ok_or(Malformed)?),
+        };
+        // No id has a slash in it.
+        let key = key.parse()?;
+        Ok(Self { tenant, key })
     }
 }
 

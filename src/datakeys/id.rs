@@ -28,12 +28,13 @@ impl Id {
 
     fn new(key: &Key, direction: u8, pairs: &[u8], wrapped: [u8; 32]) -> Self {
         let [suite_high, suite_low] = SUITE;
+        let [tenant, id] = key.digests();
         let mut parts = [0; 139];
         let mut rest = parts.as_mut_slice();
         for part in [
-            sha256(key.name().tenant.as_str().as_bytes()).as_slice(),
+            tenant.as_slice(),
             &[direction, suite_high, suite_low],
-            &sha256(key.name().key.as_str().as_bytes()),
+            id,
             &key.generation().to_be_bytes(),
             &sha256(pairs),
             &wrapped,

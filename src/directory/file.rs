@@ -22,6 +22,7 @@ use super::key::Pairs;
 use super::key::Role;
 use super::key::Statement;
 use super::key::Tenant;
+use crate::crypto::digest::sha256;
 use crate::identity::PrincipalPattern;
 use crate::kms::KeyRef;
 use crate::kms::MalformedRef;
@@ -240,6 +241,7 @@ impl<'a> Reader<'a> {
         };
         check_context(tenant, &name)?;
         Ok(Key {
+            digests: [name.tenant.as_str(), name.key.as_str()].map(|id| sha256(id.as_bytes())),
             name,
             tenant: tenant.clone(),
             kms: binding(kms)?,

@@ -37,6 +37,7 @@ impl Tenant {
 #[derive(Clone, Debug)]
 pub struct Key {
     pub(super) name: KeyName,
+    pub(super) digests: [[u8; 32]; 2],
     pub(super) tenant: Arc<Tenant>,
     pub(super) kms: Binding,
     pub(super) owner: Owner,
@@ -50,6 +51,11 @@ impl Key {
     /// The full name.
     pub fn name(&self) -> &KeyName {
         &self.name
+    }
+
+    /// SHA-256 of the tenant's id and of the key's own, for identities of fixed-length parts.
+    pub fn digests(&self) -> &[[u8; 32]; 2] {
+        &self.digests
     }
 
     /// Whose key it is.
