@@ -4,10 +4,12 @@
 //! AWS CloudTrail never sees a cache hit, so these records are the only witness of most uses of a
 //! key. They hold names, sizes and reasons; never content, and never the value of a context pair.
 
+mod batch;
 mod id;
 mod record;
 mod sink;
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -18,6 +20,7 @@ use std::sync::atomic::Ordering;
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use self::batch::Ask;
 use self::id::Ids;
 use crate::clock::Clock;
 
@@ -72,16 +75,10 @@ impl Audit {
         }
     }
 
-    fn line(&self, record: &Record, id: Uuid, began: Timestamp) -> Vec<u8> {
-        let seq = self.seq.fetch_add(1, Ordering::Relaxed);
-        let micros = self.clock.wall().duration_since(began).as_micros();
-        record.line(&record::Stamp {
-            instance: &self.instance,
-            id,
-            seq,
-            began,
-            micros,
-        })
+    /// Hands over the records of [`Entry::finish_gathered`]. Costs next to nothing when there are
+    /// none.
+    pub fn flush(&self) {
+        self.sink.flush();
     }
 }
 
@@ -110,10 +107,40 @@ impl Entry {
     ///
     /// # Errors
     /// [`Unavailable`] when no sink accepts it: then nothing may leave.
-    pub async fn finish(mut self) -> Result<(), Unavailable> {
+    pub fn finish(self) -> impl Future<Output = Result<(), Unavailable>> {
+        self.close(Ask::Now)
+    }
+
+    /// As [`Entry::finish`], for one of many: whoever polls it calls [`Audit::flush`] when all
+    /// have been polled, so that their records leave in one write. Without that the record waits
+    /// for others' or for half a second, whichever is shorter.
+    ///
+    /// # Errors
+    /// As [`Entry::finish`].
+    pub fn finish_gathered(self) -> impl Future<Output = Result<(), Unavailable>> {
+        self.close(Ask::Later)
+    }
+
+    async fn close(mut self, ask: Ask) -> Result<(), Unavailable> {
         self.open = false;
-        let line = self.audit.line(&self.notes.lock(), self.id, self.began);
-        self.audit.sink.write(line).await
+        let line = self.line(&self.notes.lock());
+        let accepted = self.audit.sink.write(&line, ask);
+        keep_line(line);
+        accepted.await
+    }
+
+    fn line(&self, record: &Record) -> Vec<u8> {
+        let audit = &self.audit;
+        let mut line = take_line();
+        let stamp = record::Stamp {
+            instance: &audit.instance,
+            id: self.id,
+            seq: audit.seq.fetch_add(1, Ordering::Relaxed),
+            began: self.began,
+            micros: audit.clock.wall().duration_since(self.began).as_micros(),
+        };
+        record.line(&stamp, &mut line);
+        line
     }
 }
 
@@ -122,12 +149,31 @@ impl Drop for Entry {
         if self.open {
             let mut record = self.notes.lock();
             record.failure = Some(Failure::abandoned());
-            self.audit
-                .sink
-                .leave(self.audit.line(&record, self.id, self.began));
+            let line = self.line(&record);
+            self.audit.sink.leave(&line);
+            keep_line(line);
         }
     }
 }
+
+/// The thread's own line to write into. A new one where the thread has none, or is at its end.
+fn take_line() -> Vec<u8> {
+    LINE.try_with(Cell::take).unwrap_or_default()
+}
+
+fn keep_line(mut line: Vec<u8>) {
+    line.clear();
+    line.shrink_to(KEPT);
+    // Err: the thread is at its end.
+    let _ = LINE.try_with(|kept| kept.set(line));
+}
+
+thread_local! {
+    static LINE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Most bytes that a thread keeps for the lines to come.
+const KEPT: usize = 8 << 10;
 
 /// What is known of a call so far; clones write into one record.
 #[derive(Clone)]

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::sync::PoisonError;
 use std::time::Duration;
 
+pub(crate) use std::sync::Condvar;
 pub(crate) use std::sync::Mutex;
 pub(crate) use std::sync::MutexGuard;
 pub(crate) use std::sync::RwLock;
@@ -16,6 +17,13 @@ pub(crate) use std::sync::atomic;
 /// together.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Gives up the lock until `condition` is notified, or for no reason.
+pub(crate) fn wait<'a, T>(condition: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+    condition
+        .wait(guard)
+        .unwrap_or_else(PoisonError::into_inner)
 }
 
 /// As [`lock`], shared.

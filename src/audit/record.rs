@@ -137,11 +137,11 @@ pub(super) struct Stamp<'a> {
 }
 
 impl Record {
-    /// The record as one line of JSON, the newline included.
-    pub(super) fn line(&self, stamp: &Stamp<'_>) -> Vec<u8> {
-        let mut line = Vec::with_capacity(LINE);
+    /// Adds the record to `line` as one line of JSON, the newline included.
+    pub(super) fn line(&self, stamp: &Stamp<'_>, line: &mut Vec<u8>) {
+        line.reserve(LINE);
         let written = serde_json::to_writer(
-            &mut line,
+            &mut *line,
             &Line {
                 event_version: "1.0",
                 event_time: stamp.began,
@@ -180,7 +180,6 @@ impl Record {
         );
         debug_assert!(written.is_ok(), "a record of strings and numbers is JSON");
         line.push(b'\n');
-        line
     }
 }
 

@@ -83,8 +83,11 @@ impl Witness {
         }))
     }
 
-    /// The calls of a connection have had their turn.
-    pub(super) fn settle(&self) {}
+    /// The calls of a connection have had their turn: the records of those that are done leave
+    /// in one write.
+    pub(super) fn settle(&self) {
+        self.0.audit.flush();
+    }
 
     /// Answers one request of `connection`.
     pub(super) async fn answer(
@@ -100,6 +103,7 @@ impl Witness {
             }
             Some(Method::Ours(_)) | None => {}
         }
+        let home = tokio::task::try_id();
         let entry = inner.audit.begin();
         let notes = entry.notes();
         let request_id = request_id(request.headers(), || entry.id());
@@ -116,7 +120,14 @@ impl Witness {
             notes.add(|record| record.failure = Some(failure(&error)));
             status(&error, &request_id).into_http()
         });
-        if let Err(unavailable) = entry.finish().await {
+        // The connection's own task settles after each turn. A call that has stepped aside is
+        // elsewhere.
+        let accepted = if tokio::task::try_id() == home {
+            entry.finish_gathered().await
+        } else {
+            entry.finish().await
+        };
+        if let Err(unavailable) = accepted {
             // The record is lost, so the answer must be too.
             response = status(&unavailable.into(), &request_id).into_http();
         }

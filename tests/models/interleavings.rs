@@ -23,10 +23,14 @@ use loom::sync::atomic::Ordering;
 use loom::thread;
 use loom::thread::JoinHandle;
 
+#[path = "../../src/audit/batch.rs"]
+mod batch;
 #[path = "../../src/grpc/driver/bell.rs"]
 mod bell;
 #[path = "../../src/datakeys/budget.rs"]
 mod budget;
+#[path = "records.rs"]
+mod records;
 #[path = "../../src/datakeys/refresh.rs"]
 mod refresh;
 #[path = "../support/scale.rs"]
@@ -45,12 +49,19 @@ use slots::Slots;
 mod sync {
     use std::sync::PoisonError;
 
+    pub(crate) use loom::sync::Condvar;
     pub(crate) use loom::sync::Mutex;
     pub(crate) use loom::sync::MutexGuard;
     pub(crate) use loom::sync::atomic;
 
     pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
         mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn wait<'a, T>(condition: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+        condition
+            .wait(guard)
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,0 +1,298 @@
+//! The hand-over of audit records: callers, the writer and the watch in every order.
+
+use std::pin::Pin;
+use std::sync::Mutex;
+use std::task::Context;
+use std::task::Poll;
+use std::task::Wake;
+use std::task::Waker;
+
+use loom::sync::Arc;
+use loom::sync::Notify;
+use loom::thread;
+use loom::thread::JoinHandle;
+
+use crate::batch::Ask;
+use crate::batch::Bounds;
+use crate::batch::Full;
+use crate::batch::Outcome;
+use crate::batch::Queue;
+use crate::batch::Waiting;
+use crate::done;
+use crate::explore;
+use crate::explore_to;
+use crate::scale::scaled;
+
+/// Two append, each asks as it likes; both are told when both are written, once each.
+#[test]
+fn a_record_is_accepted_when_it_is_written_and_not_before() {
+    for asks in [
+        [Ask::Now, Ask::Now],
+        [Ask::Now, Ask::Later],
+        [Ask::Later, Ask::Later],
+    ] {
+        of_many_steps(move || {
+            let trail = Trail::new(ROOMY);
+            let [one, two] = asks;
+            let callers = [trail.caller(b'1', one), trail.caller(b'2', two)];
+            trail.write(2, Outcome::Accepted);
+            assert_eq!(callers.map(done), [Outcome::Accepted; 2]);
+            assert_eq!(trail.written(), b"12");
+        });
+    }
+}
+
+/// The sink fails: all are told so, none is taken for written.
+#[test]
+fn a_failed_write_is_told_to_all() {
+    of_many_steps(|| {
+        let trail = Trail::new(ROOMY);
+        let callers = [b'1', b'2'].map(|line| trail.caller(line, Ask::Later));
+        trail.write(2, Outcome::Failed);
+        assert_eq!(callers.map(done), [Outcome::Failed; 2]);
+    });
+}
+
+/// One place for two: who finds none waits for the writer, and gets one.
+#[test]
+fn nobody_waits_for_a_place_that_is_free() {
+    of_many_steps(|| {
+        let trail = Trail::new(Bounds { lines: 1, ..ROOMY });
+        let callers = [b'1', b'2'].map(|line| trail.caller(line, Ask::Now));
+        trail.write(2, Outcome::Accepted);
+        assert_eq!(callers.map(done), [Outcome::Accepted; 2]);
+        assert_eq!(trail.written(), b"12");
+    });
+}
+
+/// The place is taken by one who has not asked yet.
+#[test]
+fn who_waits_for_a_place_asks_for_what_takes_it() {
+    explore(|| {
+        let trail = Trail::new(Bounds { lines: 1, ..ROOMY });
+        assert!(trail.0.queue.append(b"1", Ask::Later).is_ok());
+        let caller = trail.caller(b'2', Ask::Now);
+        trail.write(2, Outcome::Accepted);
+        assert_eq!(done(caller), Outcome::Accepted);
+    });
+}
+
+/// A batch is late while the writer is at it: its caller is told one thing or the other, and
+/// accepted only what is written. The next batch is not harmed.
+#[test]
+fn a_late_batch_and_its_writer_agree() {
+    explore(|| {
+        let trail = Trail::new(Bounds { ticks: 0, ..ROOMY });
+        let caller = trail.caller(b'1', Ask::Now);
+        let watch = {
+            let trail = trail.clone();
+            thread::spawn(move || trail.0.queue.tick())
+        };
+        trail.write(1, Outcome::Accepted);
+        done(caller);
+        done(watch);
+        assert_eq!(trail.written(), b"1");
+        let next = trail.caller(b'2', Ask::Now);
+        trail.write(1, Outcome::Accepted);
+        assert_eq!(done(next), Outcome::Accepted);
+    });
+}
+
+/// Nobody writes: the watch, which rests until there is something to watch, lets nobody wait.
+#[test]
+fn a_writer_that_hangs_holds_nobody() {
+    explore(|| {
+        let trail = Trail::new(Bounds {
+            lines: 1,
+            ticks: 0,
+            ..ROOMY
+        });
+        let calls = {
+            let trail = trail.clone();
+            thread::spawn(move || {
+                let queue = &trail.0.queue;
+                let appended = queue.append(b"1", Ask::Later).ok();
+                let Err(Full(place)) = queue.append(b"2", Ask::Later) else {
+                    panic!("there is one place");
+                };
+                let appended = outcome(appended.expect("there is room"));
+                assert_eq!([appended, outcome(place)], [Outcome::Failed; 2]);
+                queue.close();
+            })
+        };
+        while trail.0.queue.rest() {
+            trail.0.queue.tick();
+            thread::yield_now();
+        }
+        done(calls);
+    });
+}
+
+/// A flush is forgotten: the watch makes up for it.
+#[test]
+fn a_forgotten_flush_is_made_up_for() {
+    explore(|| {
+        let trail = Trail::new(ROOMY);
+        let caller = {
+            let trail = trail.clone();
+            thread::spawn(move || {
+                let appended = trail.0.queue.append(b"1", Ask::Later).ok();
+                outcome(appended.expect("there is room"))
+            })
+        };
+        let watch = {
+            let trail = trail.clone();
+            thread::spawn(move || {
+                assert!(trail.0.queue.rest());
+                trail.0.queue.tick();
+            })
+        };
+        trail.write(1, Outcome::Accepted);
+        assert_eq!(done(caller), Outcome::Accepted);
+        done(watch);
+    });
+}
+
+/// The queue is closed behind a record that nobody asked for: it is written, then all go.
+#[test]
+fn what_is_queued_at_the_end_is_written() {
+    explore(|| {
+        let trail = Trail::new(ROOMY);
+        assert!(trail.0.queue.append(b"1", Ask::Later).is_ok());
+        let watch = {
+            let trail = trail.clone();
+            thread::spawn(move || {
+                while trail.0.queue.rest() {
+                    thread::yield_now();
+                }
+            })
+        };
+        let closer = {
+            let trail = trail.clone();
+            thread::spawn(move || trail.0.queue.close())
+        };
+        let mut buffer = Vec::new();
+        while trail.0.queue.take(&mut buffer) {
+            trail.add(&buffer);
+            trail.0.queue.settle(Outcome::Accepted);
+        }
+        assert_eq!(trail.written(), b"1");
+        done(closer);
+        done(watch);
+    });
+}
+
+/// The writer dies: who waits is told, and who comes later too.
+#[test]
+fn nobody_waits_for_a_dead_writer() {
+    explore(|| {
+        let trail = Trail::new(Bounds { lines: 1, ..ROOMY });
+        let callers = [b'1', b'2'].map(|line| trail.caller(line, Ask::Now));
+        trail.0.queue.end();
+        assert_eq!(callers.map(done), [Outcome::Failed; 2]);
+    });
+}
+
+/// All interleavings of two callers and the writer would take hours.
+fn of_many_steps(model: impl Fn() + Send + Sync + 'static) {
+    explore_to(Some(scaled(2, 3)), model);
+}
+
+/// A queue and what its writer has written. Known to std's lock alone, so that it adds no
+/// interleavings.
+#[derive(Clone)]
+struct Trail(Arc<Shared>);
+
+struct Shared {
+    queue: Queue,
+    written: Mutex<Vec<u8>>,
+}
+
+impl Trail {
+    fn new(bounds: Bounds) -> Self {
+        Self(Arc::new(Shared {
+            queue: Queue::new(bounds),
+            written: Mutex::default(),
+        }))
+    }
+
+    /// Appends `line` from a thread of its own, which waits for a place and for the outcome.
+    fn caller(&self, line: u8, ask: Ask) -> JoinHandle<Outcome> {
+        let trail = self.clone();
+        thread::spawn(move || {
+            let told = trail.call(line, ask);
+            if told == Outcome::Accepted {
+                assert!(trail.written().contains(&line), "accepted, not written");
+            }
+            told
+        })
+    }
+
+    fn call(&self, line: u8, mut ask: Ask) -> Outcome {
+        loop {
+            match self.0.queue.append(&[line], ask) {
+                Ok(waiting) => {
+                    self.0.queue.flush();
+                    return outcome(waiting);
+                }
+                Err(Full(place)) => {
+                    if outcome(place) == Outcome::Failed {
+                        return Outcome::Failed;
+                    }
+                    ask = Ask::Now;
+                }
+            }
+        }
+    }
+
+    /// Writes until so many lines are done with.
+    fn write(&self, lines: usize, outcome: Outcome) {
+        let mut buffer = Vec::new();
+        let mut done = 0;
+        while done < lines {
+            assert!(self.0.queue.take(&mut buffer), "it is open");
+            done += buffer.len();
+            if outcome == Outcome::Accepted {
+                self.add(&buffer);
+            }
+            self.0.queue.settle(outcome);
+        }
+    }
+
+    fn add(&self, lines: &[u8]) {
+        self.0.written.lock().expect("no panic").extend(lines);
+    }
+
+    /// What is written, in order of the lines.
+    fn written(&self) -> Vec<u8> {
+        let mut written = self.0.written.lock().expect("no panic").clone();
+        written.sort_unstable();
+        written
+    }
+}
+
+/// Blocks until `waiting` has resolved. The model fails if nobody wakes it.
+fn outcome(mut waiting: Waiting) -> Outcome {
+    let bell = std::sync::Arc::new(Parked(Notify::new()));
+    let waker = Waker::from(std::sync::Arc::clone(&bell));
+    loop {
+        match Pin::new(&mut waiting).poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(outcome) => return outcome,
+            Poll::Pending => bell.0.wait(),
+        }
+    }
+}
+
+struct Parked(Notify);
+
+impl Wake for Parked {
+    fn wake(self: std::sync::Arc<Self>) {
+        self.0.notify();
+    }
+}
+
+const ROOMY: Bounds = Bounds {
+    lines: 8,
+    bytes: 8,
+    ticks: 8,
+};
