@@ -12,6 +12,8 @@
     unreachable_pub
 )]
 
+#[path = "load/allocations.rs"]
+mod allocations;
 #[path = "load/calls.rs"]
 mod calls;
 #[path = "load/client.rs"]
@@ -20,8 +22,14 @@ mod client;
 mod echo;
 #[path = "../tests/support/figures.rs"]
 mod figures;
+#[path = "load/group.rs"]
+mod group;
 #[path = "load/process.rs"]
 mod process;
+#[path = "load/round.rs"]
+mod round;
+#[path = "load/sidecar.rs"]
+mod sidecar;
 #[path = "load/stage.rs"]
 mod stage;
 
@@ -31,216 +39,147 @@ use std::process::Command;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use prost::Message as _;
-
-use client::Call;
-use client::Client;
-use echo::Payload;
+use client::Shape;
+use group::Group;
+use group::HEADING;
+use group::Servers;
 use process::Process;
 use process::Trail;
 use stage::Stage;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
-    if let [mode, folder] = arguments.as_slice()
-        && mode == ECHO
-    {
-        echo::serve(Path::new(folder));
-        return ExitCode::SUCCESS;
+    match arguments.first().map(String::as_str) {
+        Some(ECHO) => {
+            echo::serve(Path::new(&arguments[1]));
+            return ExitCode::SUCCESS;
+        }
+        Some(allocations::SERVE) => return allocations::serve(),
+        Some(_) | None => {}
     }
     if !arguments.iter().any(|argument| argument == "--bench") {
         println!("not measured: only `cargo bench` builds as releases are built");
         return ExitCode::SUCCESS;
     }
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.block_on(run())
-}
-
-async fn run() -> ExitCode {
-    let stage = Stage::set();
-    let echo = Process::start(
-        Command::new(env::current_exe().unwrap())
-            .arg(ECHO)
-            .arg(stage.folder()),
-    );
-    let broker = Process::start(
-        Command::new(env!("CARGO_BIN_EXE_keybroker"))
-            .args(["serve", "--config"])
-            .arg(stage.config()),
-    );
-    let to_echo = Client::connect(echo.address(), stage.folder()).await;
-    let to_broker = Client::connect(broker.address(), stage.folder()).await;
-
-    let mut pairs = Vec::new();
-    let mut calls = 0;
-    for size in SIZES {
-        let (encrypt, decrypt) = calls::of(&to_broker, size).await;
-        calls += 2;
-        pairs.push((size, echo_of(size), encrypt, decrypt));
-    }
-    let mut trail = Trail::new(stage.audit());
-    let mut columns: Vec<Column<'_>> = pairs
+    let wanted: Vec<&String> = arguments.iter().filter(|one| *one != "--bench").collect();
+    let known = || PARTS.into_iter().chain(GROUPS.map(|(label, ..)| label));
+    if let Some(unknown) = wanted
         .iter()
-        .flat_map(|(size, echo_call, encrypt, decrypt)| {
-            [
-                Column::new("echo", *size, &echo, &to_echo, echo_call),
-                Column::new("encrypt", *size, &broker, &to_broker, encrypt),
-                Column::new("decrypt", *size, &broker, &to_broker, decrypt),
-            ]
+        .find(|one| !known().any(|known| known == **one))
+    {
+        let known: Vec<&str> = known().collect();
+        eprintln!("{unknown} is none of {}", known.join(", "));
+        return ExitCode::FAILURE;
+    }
+    let wants = |part: &str| wanted.is_empty() || wanted.iter().any(|one| *one == part);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let figures = runtime.block_on(measure(wants));
+
+    let past: Vec<String> = BOUNDS
+        .iter()
+        .filter_map(|(name, bound)| {
+            let (_, value) = figures.iter().find(|(figure, _)| figure == name)?;
+            (value > bound).then(|| format!("{name} is {value:.3}, {bound} is the bound"))
         })
         .collect();
-    for column in &mut columns {
-        calls += column.measure(WARM_UP).await;
-        column.rounds.clear();
-    }
-    let span = span();
-    for _ in 0..ROUNDS {
-        for column in &mut columns {
-            calls += column.measure(span).await;
-            trail.drain();
-        }
-    }
-    assert_eq!(trail.records, calls, "one audit record a call");
-    report(&columns, trail.kms_calls, calls)
-}
-
-/// One kind of call with one size of payload, measured once a round.
-struct Column<'a> {
-    name: &'static str,
-    size: usize,
-    server: &'a Process,
-    client: &'a Client,
-    call: &'a Call,
-    rounds: Vec<Round>,
-}
-
-struct Round {
-    rps: f64,
-    p50_us: f64,
-    p99_us: f64,
-    cpu_us: f64,
-}
-
-impl<'a> Column<'a> {
-    fn new(
-        name: &'static str,
-        size: usize,
-        server: &'a Process,
-        client: &'a Client,
-        call: &'a Call,
-    ) -> Self {
-        Self {
-            name,
-            size,
-            server,
-            client,
-            call,
-            rounds: Vec::new(),
-        }
-    }
-
-    /// Measures one round and returns how many calls the broker served in it.
-    async fn measure(&mut self, span: Duration) -> usize {
-        let before = self.server.cpu();
-        let stood = self.client.press(self.call, span).await;
-        let cpu = self.server.cpu() - before;
-        self.rounds.push(Round {
-            rps: stood.rate(),
-            p50_us: stood.percentile(50),
-            p99_us: stood.percentile(99),
-            cpu_us: cpu.as_secs_f64() * 1e6 / stood.calls() as f64,
-        });
-        match self.name {
-            "echo" => 0,
-            _ => stood.calls(),
-        }
-    }
-
-    fn median(&self, figure: impl Fn(&Round) -> f64) -> f64 {
-        median(self.rounds.iter().map(figure))
-    }
-
-    /// The CPU time of a call over that of an echo, round by round.
-    fn ratio(&self, echo: &Self) -> f64 {
-        let rounds = self.rounds.iter().zip(&echo.rounds);
-        median(rounds.map(|(own, echo)| own.cpu_us / echo.cpu_us))
-    }
-}
-
-fn median(figures: impl Iterator<Item = f64>) -> f64 {
-    let mut figures: Vec<f64> = figures.collect();
-    figures.sort_unstable_by(f64::total_cmp);
-    figures[figures.len() / 2]
-}
-
-/// Prints the table, leaves the figures, and says whether they are within the bound.
-fn report(columns: &[Column<'_>], kms_calls: usize, calls: usize) -> ExitCode {
-    let mut figures = vec![("kms_calls", kms_calls as f64)];
-    let mut excess = Vec::new();
-    println!("  bytes call     calls/s    p50 µs    p99 µs    CPU µs   × echo");
-    for column in columns {
-        let (name, size) = (column.name, column.size);
-        let rps = column.median(|round| round.rps);
-        let p50 = column.median(|round| round.p50_us);
-        let p99 = column.median(|round| round.p99_us);
-        let cpu = column.median(|round| round.cpu_us);
-        let echo = columns
-            .iter()
-            .find(|one| one.name == "echo" && one.size == size);
-        let ratio = column.ratio(echo.unwrap());
-        println!("{size:7} {name:8} {rps:7.0} {p50:9.0} {p99:9.0} {cpu:9.2} {ratio:8.3}");
-        for (figure, value) in [
-            ("rps", rps),
-            ("p50_us", p50),
-            ("p99_us", p99),
-            ("cpu_us", cpu),
-            ("cpu_ratio", ratio),
-        ] {
-            if (name, figure) != ("echo", "cpu_ratio") {
-                // Leaked: a name is to be static, and the process ends soon.
-                figures.push((format!("{name}_{size}_{figure}").leak(), value));
-            }
-        }
-        if size == 1024 && ratio > RATIO_BOUND {
-            excess.push(format!(
-                "{name} of {size} bytes takes {ratio:.2} times the CPU of an echo, \
-                 {RATIO_BOUND} is the bound"
-            ));
-        }
-    }
-    println!("{kms_calls} KMS calls for {calls} calls");
+    // Leaked: a name is to be static, and the process ends soon.
+    let figures = figures
+        .into_iter()
+        .map(|(name, value)| (&*name.leak(), value));
     figures::record("load", figures);
-    match excess.as_slice() {
+    match past.as_slice() {
         [] => ExitCode::SUCCESS,
-        excess => {
-            eprintln!("{}", excess.join("; "));
+        past => {
+            eprintln!("{}", past.join("\n"));
             ExitCode::FAILURE
         }
     }
 }
 
-fn echo_of(size: usize) -> Call {
-    let data = vec![0x5a; size].into();
-    Call {
-        path: echo::PATH,
-        message: Payload { data }.encode_to_vec().into(),
+async fn measure(wants: impl Fn(&str) -> bool) -> Vec<(String, f64)> {
+    let mut figures = Vec::new();
+    let groups: Vec<_> = GROUPS
+        .into_iter()
+        .filter(|(label, ..)| wants(label))
+        .collect();
+    if !groups.is_empty() {
+        figures.extend(press(groups).await);
     }
+    if wants(ALLOCATIONS) {
+        let [encrypt, decrypt] = allocations::measure(1 << 10, round::span(USUAL_SPAN)).await;
+        println!("allocations a call of 1024 bytes: Encrypt {encrypt:.1}, Decrypt {decrypt:.1}");
+        figures.push(("allocations_encrypt_1024".to_owned(), encrypt));
+        figures.push(("allocations_decrypt_1024".to_owned(), decrypt));
+    }
+    if wants(SIDECAR) {
+        let found = sidecar::measure().await;
+        let (memory, start) = (found.idle_rss_mib, found.start_ms);
+        println!("a sidecar: {memory:.1} MiB when idle, {start:.1} ms to its first answer");
+        figures.push(("idle_rss_mib".to_owned(), memory));
+        figures.push(("start_ms".to_owned(), start));
+    }
+    figures
 }
 
-/// How long one measurement takes.
-fn span() -> Duration {
-    match env::var("KEYBROKER_BENCH_SECONDS") {
-        Ok(seconds) => Duration::from_secs_f64(seconds.parse().expect("a number of seconds")),
-        Err(_) => USUAL_SPAN,
+/// Measures `groups` round by round, in turn.
+async fn press(groups: Vec<(&str, usize, Shape)>) -> Vec<(String, f64)> {
+    let stage = Stage::set();
+    let mut echo = Command::new(env::current_exe().unwrap());
+    let mut broker = Command::new(env!("CARGO_BIN_EXE_keybroker"));
+    let servers = Servers {
+        echo: Process::start(echo.arg(ECHO).arg(stage.folder())),
+        broker: Process::start(broker.args(["serve", "--config"]).arg(stage.config())),
+    };
+    let mut calls = 0;
+    let mut columns = Vec::new();
+    for (label, size, shape) in groups {
+        columns.push(Group::new(label, size, shape, &servers, &stage).await);
+        calls += 2;
     }
+    for group in &mut columns {
+        calls += group.measure(&servers, WARM_UP).await;
+        group.forget();
+    }
+    let span = round::span(USUAL_SPAN);
+    let mut trail = Trail::new(stage.audit());
+    for _ in 0..ROUNDS {
+        for group in &mut columns {
+            calls += group.measure(&servers, span).await;
+            trail.drain();
+        }
+    }
+    assert_eq!(trail.records, calls, "one audit record a call");
+
+    println!("{HEADING}");
+    let mut figures: Vec<_> = columns.iter().flat_map(Group::report).collect();
+    println!("{} KMS calls for {calls} calls", trail.kms_calls);
+    figures.push(("kms_calls".to_owned(), trail.kms_calls as f64));
+    figures
 }
 
 /// The argument that makes this binary the echo server.
 const ECHO: &str = "serve-echo";
-const SIZES: [usize; 3] = [64, 1 << 10, 16 << 10];
-/// The most that an Encrypt or Decrypt of 1 KiB may cost, in echoes.
-const RATIO_BOUND: f64 = 2.0;
+/// What stands side by side: what follows the call in the names of figures, bytes, and the shape.
+const GROUPS: [(&str, usize, Shape); 5] = [
+    ("64", 64, Shape::USUAL),
+    ("1024", 1 << 10, Shape::USUAL),
+    ("16384", 16 << 10, Shape::USUAL),
+    ("1024_wide", 1 << 10, Shape::WIDE),
+    ("1024_single", 1 << 10, Shape::SINGLE),
+];
+/// What else there is to measure.
+const PARTS: [&str; 2] = [ALLOCATIONS, SIDECAR];
+const ALLOCATIONS: &str = "allocations";
+const SIDECAR: &str = "sidecar";
+/// The most that these may be.
+const BOUNDS: [(&str, f64); 5] = [
+    ("encrypt_1024_cpu_ratio", 1.1),
+    ("decrypt_1024_cpu_ratio", 1.1),
+    ("encrypt_16384_cpu_ratio", 1.15),
+    ("encrypt_1024_wide_cpu_ratio", 1.1),
+    ("encrypt_1024_single_p50_ratio", 1.1),
+];
 const ROUNDS: usize = 5;
-/// Nine measurements a round, five rounds: about 70 seconds.
+/// Fifteen measurements a round, five rounds: about two minutes.
 const USUAL_SPAN: Duration = Duration::from_millis(1500);
 const WARM_UP: Duration = Duration::from_millis(200);

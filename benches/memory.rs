@@ -22,6 +22,9 @@ mod figures;
 #[allow(dead_code, reason = "the load benchmark uses the rest")]
 #[path = "load/process.rs"]
 mod process;
+#[allow(dead_code, reason = "the load benchmark uses the rest")]
+#[path = "load/round.rs"]
+mod round;
 #[path = "load/stage.rs"]
 mod stage;
 
@@ -32,8 +35,11 @@ use std::time::Duration;
 
 use client::Call;
 use client::Client;
+use client::Shape;
 use process::Process;
 use process::Trail;
+use round::Round;
+use round::median;
 use stage::Stage;
 
 fn main() -> ExitCode {
@@ -68,7 +74,7 @@ async fn run() -> ExitCode {
                 let mut cpu = [0.0; 2];
                 // Who goes first changes: what one leaves behind must not weigh on the other alone.
                 for turn in [round % 2, 1 - round % 2] {
-                    cpu[turn] = sides[turn].measure(&calls[turn][place], span()).await;
+                    cpu[turn] = sides[turn].measure(&calls[turn][place]).await;
                 }
                 // The first is for warming up.
                 if round > 0 {
@@ -111,7 +117,7 @@ impl Side {
     async fn start(mut command: Command) -> Self {
         let stage = Stage::set();
         let server = Process::start(command.args([SERVE, "--config"]).arg(stage.config()));
-        let client = Client::connect(server.address(), stage.folder()).await;
+        let client = Client::connect(server.address(), stage.folder(), Shape::USUAL).await;
         Self {
             server,
             client,
@@ -121,32 +127,17 @@ impl Side {
     }
 
     /// The CPU time that the server takes for a call, in microseconds.
-    async fn measure(&mut self, call: &Call, span: Duration) -> f64 {
-        let before = self.server.cpu();
-        let stood = self.client.press(call, span).await;
-        let cpu = self.server.cpu() - before;
+    async fn measure(&mut self, call: &Call) -> f64 {
+        let span = round::span(USUAL_SPAN);
+        let round = Round::measure(&self.server, &self.client, call, span).await;
         self.trail.drain();
-        cpu.as_secs_f64() * 1e6 / stood.calls() as f64
+        round.cpu_us()
     }
-}
-
-fn median(figures: impl Iterator<Item = f64>) -> f64 {
-    let mut figures: Vec<f64> = figures.collect();
-    figures.sort_unstable_by(f64::total_cmp);
-    figures[figures.len() / 2]
 }
 
 /// The figure that has a name of its own is measured more often.
 fn rounds_of(size: usize) -> usize {
     if size == 1024 { 41 } else { 9 }
-}
-
-/// How long one measurement takes.
-fn span() -> Duration {
-    match env::var("KEYBROKER_BENCH_SECONDS") {
-        Ok(seconds) => Duration::from_secs_f64(seconds.parse().expect("a number of seconds")),
-        Err(_) => USUAL_SPAN,
-    }
 }
 
 const SERVE: &str = "serve";

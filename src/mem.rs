@@ -4,7 +4,7 @@
 //! [`Wiping`] is the allocator of the shipped binary: what passed through HTTP, JSON and protobuf
 //! buffers lies in no freed memory afterwards. [`Cell`] holds a key in the locked arena that
 //! [`init`] makes, 64 bytes to a slot, and in ordinary memory where there is no arena or no room in
-//! it. [`harden`] closes the process to core dumps and debuggers.
+//! it. [`harden`] closes the process to core dumps and debuggers. [`Counting`] is for benchmarks.
 //!
 //! What it doesn't do: root reads everything, the C library's own allocations are wiped by AWS-LC
 //! where they hold secrets, and a buffer of a connection that is still open holds what came last.
@@ -15,10 +15,12 @@
 
 mod arena;
 mod cell;
+mod counting;
 mod slots;
 mod wiping;
 
 pub use cell::Cell;
+pub use counting::Counting;
 pub use wiping::Wiping;
 
 use std::fs;

@@ -4,6 +4,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
@@ -11,7 +12,10 @@ use std::time::Instant;
 use bytes::Buf as _;
 use bytes::BufMut as _;
 use bytes::Bytes;
+use http::Uri;
 use http::uri::PathAndQuery;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tonic::Request;
 use tonic::Status;
@@ -26,11 +30,42 @@ use tonic::transport::Channel;
 use tonic::transport::ClientTlsConfig;
 use tonic::transport::Endpoint;
 use tonic::transport::Identity;
+use tower::service_fn;
 
 use crate::stage;
 
 /// Connections to one server.
-pub struct Client(Vec<Channel>);
+pub struct Client {
+    channels: Vec<Channel>,
+    in_flight: usize,
+}
+
+/// How a server is pressed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// So many connections.
+    pub connections: usize,
+    /// So many calls in flight on each.
+    pub in_flight: usize,
+}
+
+impl Shape {
+    /// A few connections, all of them busy.
+    pub const USUAL: Self = Self {
+        connections: 4,
+        in_flight: 16,
+    };
+    /// Many connections with little to do on each.
+    pub const WIDE: Self = Self {
+        connections: 64,
+        in_flight: 4,
+    };
+    /// One call after the other.
+    pub const SINGLE: Self = Self {
+        connections: 1,
+        in_flight: 1,
+    };
+}
 
 /// A call, encoded once: the client's own work is not what is measured.
 #[derive(Clone)]
@@ -50,8 +85,8 @@ pub struct Stood {
 }
 
 impl Client {
-    /// Connects with the certificates in `folder`.
-    pub async fn connect(address: SocketAddr, folder: &Path) -> Self {
+    /// Connects in `shape` with the certificates in `folder`.
+    pub async fn connect(address: SocketAddr, folder: &Path, shape: Shape) -> Self {
         let read = |name| fs::read(folder.join(name)).unwrap();
         let tls = ClientTlsConfig::new()
             .domain_name(stage::SERVER_NAME)
@@ -63,15 +98,32 @@ impl Client {
         let endpoint = Endpoint::from_shared(format!("https://{address}")).unwrap();
         let endpoint = endpoint.tls_config(tls).unwrap();
         let mut channels = Vec::new();
-        for _ in 0..CONNECTIONS {
+        for _ in 0..shape.connections {
             channels.push(endpoint.connect().await.unwrap());
         }
-        Self(channels)
+        Self {
+            channels,
+            in_flight: shape.in_flight,
+        }
+    }
+
+    /// One connection to the Unix socket at `path`, where somebody listens.
+    pub async fn local(path: PathBuf) -> Result<Self, tonic::transport::Error> {
+        let dial = service_fn(move |_: Uri| {
+            let path = path.clone();
+            async { UnixStream::connect(path).await.map(TokioIo::new) }
+        });
+        let endpoint = Endpoint::from_static("http://localhost");
+        let channel = endpoint.connect_with_connector(dial).await?;
+        Ok(Self {
+            channels: vec![channel],
+            in_flight: 1,
+        })
     }
 
     /// Makes one call and returns the answer's message.
     pub async fn call(&self, call: &Call) -> Bytes {
-        answer(&mut Grpc::new(self.0[0].clone()), call).await
+        answer(&mut Grpc::new(self.channels[0].clone()), call).await
     }
 
     /// Keeps the server busy with `call` for `span`. Every call must succeed.
@@ -79,8 +131,8 @@ impl Client {
         let call = Arc::new(call.clone());
         let began = Instant::now();
         let mut callers = JoinSet::new();
-        for channel in &self.0 {
-            for _ in 0..IN_FLIGHT {
+        for channel in &self.channels {
+            for _ in 0..self.in_flight {
                 let (channel, call) = (channel.clone(), Arc::clone(&call));
                 callers.spawn(async move {
                     let mut grpc = Grpc::new(channel);
@@ -163,6 +215,3 @@ impl Decoder for Raw {
         Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
     }
 }
-
-const CONNECTIONS: usize = 4;
-const IN_FLIGHT: usize = 16;

@@ -4,9 +4,11 @@ use std::fs;
 use std::fs::File;
 use std::io::BufRead as _;
 use std::io::BufReader;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Child;
+use std::process::ChildStdout;
 use std::process::Command;
 use std::process::Stdio;
 use std::thread;
@@ -15,7 +17,17 @@ use std::time::Duration;
 /// A server that runs, killed when dropped.
 pub struct Process {
     child: Child,
+    answers: BufReader<ChildStdout>,
     address: SocketAddr,
+}
+
+/// CPU time of a process.
+#[derive(Clone, Copy)]
+pub struct Cpu {
+    /// Its own.
+    pub user: Duration,
+    /// The kernel's for it.
+    pub system: Duration,
 }
 
 impl Process {
@@ -24,6 +36,7 @@ impl Process {
         let mut child = command
             .env("NO_COLOR", "1")
             .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -40,7 +53,21 @@ impl Process {
                 eprintln!("{line}");
             }
         });
-        Self { child, address }
+        let answers = BufReader::new(child.stdout.take().unwrap());
+        Self {
+            child,
+            answers,
+            address,
+        }
+    }
+
+    /// Sends a line to a server that answers with a number.
+    pub fn ask(&mut self) -> u64 {
+        let stdin = self.child.stdin.as_mut().unwrap();
+        stdin.write_all(b"\n").unwrap();
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).unwrap();
+        answer.trim().parse().unwrap()
     }
 
     /// Where it listens.
@@ -48,14 +75,19 @@ impl Process {
         self.address
     }
 
-    /// The CPU time that it has used so far, its own and the kernel's for it.
-    pub fn cpu(&self) -> Duration {
+    /// The CPU time that it has used so far.
+    pub fn cpu(&self) -> Cpu {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
         // The second field, the name in parentheses, may hold anything.
         let (_, fields) = stat.rsplit_once(')').unwrap();
-        let ticks = |n| fields.split_whitespace().nth(n).unwrap().parse::<u64>();
-        let (user, system) = (ticks(11).unwrap(), ticks(12).unwrap());
-        Duration::from_millis((user + system) * TICK_MILLIS)
+        let spent = |n| {
+            let ticks: u64 = fields.split_whitespace().nth(n).unwrap().parse().unwrap();
+            Duration::from_millis(ticks * TICK_MILLIS)
+        };
+        Cpu {
+            user: spent(11),
+            system: spent(12),
+        }
     }
 }
 

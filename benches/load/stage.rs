@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each benchmark uses a part")]
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -24,13 +25,25 @@ use tempfile::TempDir;
 pub struct Stage(TempDir);
 
 impl Stage {
-    /// Makes everything anew.
+    /// A server on TCP, everything made anew.
     pub fn set() -> Self {
+        Self::with(CONFIG, TENANTS)
+    }
+
+    /// A server on a Unix socket, for this process's user.
+    pub fn sidecar() -> Self {
+        let uid = fs::metadata("/proc/self").unwrap().uid();
+        let own = format!("unix:uid={uid}");
+        let tenants = TENANTS.replace("spiffe://prod.example/tenant/acme/sa/*", &own);
+        Self::with(&SIDECAR.replace("unix:uid=0", &own), &tenants)
+    }
+
+    fn with(config: &str, tenants: &str) -> Self {
         let stage = Self(tempfile::tempdir().unwrap());
         fs::create_dir(stage.path("audit")).unwrap();
         stage.certify();
-        stage.write("keybroker.toml", CONFIG);
-        stage.write("tenants.toml", TENANTS);
+        stage.write("keybroker.toml", config);
+        stage.write("tenants.toml", tenants);
         let sealing_key = SealingKey::create(&stage.path(SEALING_KEY)).unwrap();
         let keyring = Keyring::create(&stage.path(KEYRING), Purpose::Production, sealing_key);
         let key = "orders".parse().unwrap();
@@ -51,6 +64,11 @@ impl Stage {
     /// Where the audit records go.
     pub fn audit(&self) -> PathBuf {
         self.path(AUDIT)
+    }
+
+    /// The Unix socket of a sidecar.
+    pub fn socket(&self) -> PathBuf {
+        self.path(SOCKET)
     }
 
     /// Opens the keyring, which no other process may hold.
@@ -126,6 +144,7 @@ const KEYRING: &str = "keyring";
 /// In a folder of its own: the server watches the one of its configuration.
 const AUDIT: &str = "audit/keybroker.jsonl";
 const SEALING_KEY: &str = "sealing.key";
+const SOCKET: &str = "keybroker.sock";
 const CONFIG: &str = r#"
 tenants_file = "tenants.toml"
 
@@ -144,6 +163,27 @@ context = { service = "{service}" }
 [[identity.bundle]]
 trust_domain = "prod.example"
 file = "ca.pem"
+
+[kms.local]
+keyring = "keyring"
+sealing_key = "sealing.key"
+
+[audit]
+file = "audit/keybroker.jsonl"
+
+[limits]
+connections_per_identity = 128
+"#;
+const SIDECAR: &str = r#"
+tenants_file = "tenants.toml"
+
+[listen.unix]
+path = "keybroker.sock"
+mode = "600"
+
+[[identity.rule]]
+match = "unix:uid=0"
+tenant = "acme"
 
 [kms.local]
 keyring = "keyring"
