@@ -3,10 +3,16 @@
 mod alone;
 mod caps;
 mod certificates;
+mod dice;
 mod ends;
 mod floods;
 mod frames;
+mod neighbors;
 mod probes;
 mod raw;
 mod reloads;
+mod resets;
+mod stress;
+mod unfinished;
 mod unix;
+mod unread;

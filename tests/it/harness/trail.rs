@@ -24,6 +24,7 @@ struct Inner {
 struct State {
     text: Vec<u8>,
     failing: bool,
+    forgetting: bool,
     held: bool,
 }
 
@@ -49,6 +50,16 @@ impl Trail {
             .lines()
             .map(|line| serde_json::from_str(line).unwrap())
             .collect()
+    }
+
+    /// How many records there are, forgotten ones too.
+    pub fn count(&self) -> usize {
+        *self.0.lines.borrow()
+    }
+
+    /// From now on, records are counted and not kept: for more than memory holds.
+    pub fn forget(&self) {
+        self.0.state.lock().unwrap().forgetting = true;
     }
 
     /// Waits until there are so many records: for those that no answer waits for.
@@ -86,7 +97,9 @@ impl Write for Trail {
         if state.failing {
             return Err(io::Error::other("a sink that was told to fail"));
         }
-        state.text.extend_from_slice(bytes);
+        if !state.forgetting {
+            state.text.extend_from_slice(bytes);
+        }
         let ended = bytes.iter().filter(|byte| **byte == b'\n').count();
         self.0.lines.send_modify(|lines| *lines += ended);
         Ok(bytes.len())

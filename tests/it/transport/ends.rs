@@ -6,6 +6,9 @@ use std::time::Duration;
 use std::time::Instant;
 
 use jiff::SignedDuration;
+use keybroker::grpc::pb;
+use tokio::io::AsyncReadExt as _;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
 use super::raw::DATA;
@@ -14,6 +17,7 @@ use super::raw::HEADERS;
 use super::raw::NO_ERROR;
 use super::raw::Raw;
 use super::raw::call;
+use super::raw::frame;
 use crate::harness::Broker;
 use crate::harness::WEB;
 use crate::harness::reason;
@@ -66,6 +70,58 @@ async fn connections_made_together_do_not_end_together() {
     let (first, last) = (times.iter().min().unwrap(), times.iter().max().unwrap());
     assert!(*first >= Duration::from_millis(1_800), "{times:?}");
     assert!(*last - *first > Duration::from_millis(60), "{times:?}");
+}
+
+#[tokio::test]
+async fn a_client_that_says_goaway_gets_its_answers_and_then_the_end() {
+    let broker = Broker::start().await;
+    let held = broker.kms.hold().await;
+    let web = broker.authority.client(WEB);
+    let mut raw = Raw::new(broker.tls(Some(&web)).await.unwrap()).await;
+    for stream in [1, 3, 5] {
+        let bytes = call(stream, &encrypt("keys/orders", "x"));
+        raw.write(&bytes).await.unwrap();
+    }
+    broker.kms.reached(1).await;
+    // It knows of no stream of ours, and has no complaint.
+    raw.write(&frame(GOAWAY, 0, 0, &[0; 8])).await.unwrap();
+    drop(held);
+    let answers = raw.answers(3).await;
+    for stream in [1, 3, 5] {
+        answers[&stream].message::<pb::EncryptResponse>();
+    }
+    raw.ended().await;
+    assert!(
+        broker
+            .records()
+            .iter()
+            .all(|record| record["errorCode"].is_null())
+    );
+}
+
+#[tokio::test]
+async fn tcp_that_ends_without_a_word_of_tls_ends_the_connection_and_its_calls() {
+    let broker = Broker::start().await;
+    let mut honest = broker.caller(WEB).await;
+    let held = broker.kms.hold().await;
+    let web = broker.authority.client(WEB);
+    let mut raw = Raw::new(broker.tls(Some(&web)).await.unwrap()).await;
+    for stream in [1, 3] {
+        let bytes = call(stream, &encrypt("keys/orders", "x"));
+        raw.write(&bytes).await.unwrap();
+    }
+    broker.kms.reached(1).await;
+    let (mut tcp, _) = raw.into_inner().into_inner();
+    tcp.shutdown().await.unwrap();
+    // The server closes too, and doesn't wait for KMS.
+    let mut rest = Vec::new();
+    let _ = soon(tcp.read_to_end(&mut rest)).await;
+    broker.trail.reached(2).await;
+    for record in broker.records() {
+        assert_eq!(record["errorCode"], "ABANDONED");
+    }
+    drop(held);
+    honest.encrypt(encrypt("keys/orders", "x")).await.unwrap();
 }
 
 #[tokio::test]
