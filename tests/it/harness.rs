@@ -25,6 +25,7 @@
 
 mod authority;
 mod kms;
+mod local;
 mod refusal;
 pub mod rpcs;
 mod trail;

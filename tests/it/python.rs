@@ -20,6 +20,7 @@ use tokio::process::Command;
 use crate::harness::Broker;
 use crate::harness::RULES;
 use crate::harness::WEB;
+use crate::sizes::SHORT;
 use crate::support::moto::Moto;
 use crate::support::moto::venv;
 
@@ -41,7 +42,7 @@ async fn a_python_client_works_over_mutual_tls() {
     let file = |name| broker.folder().join(name).to_str().unwrap().to_owned();
     let files = [file("ca.pem"), file("client.pem"), file("client.key")];
     client(&target, "localhost", &files).await;
-    assert_eq!(broker.records().len(), 3);
+    assert_eq!(broker.records().len(), 3 + 2 * SHORT.len());
     broker.stop().await;
 }
 
@@ -187,7 +188,8 @@ fn context_of_orders() -> BTreeMap<String, String> {
 async fn client(target: &str, authority: &str, files: &[String]) {
     let protos = concat!(env!("CARGO_MANIFEST_DIR"), "/proto");
     let arguments = [protos, target, authority].map(str::to_owned);
-    python("client.py", &[&arguments, files].concat(), "").await;
+    let job = json!({ "sizes": SHORT }).to_string();
+    python("client.py", &[&arguments, files].concat(), &job).await;
 }
 
 /// What the SDK makes of `input` with all pairs of `keys/orders`: its output, and the context that

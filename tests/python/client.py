@@ -1,12 +1,14 @@
 """A client on gRPC's C core: encrypts and decrypts through a broker.
 
-Usage: client.py PROTO_FOLDER TARGET AUTHORITY [CA CERTIFICATE KEY]
+Usage: client.py PROTO_FOLDER TARGET AUTHORITY [CA CERTIFICATE KEY] < JOB
 
 TARGET is a gRPC target. AUTHORITY becomes the channel's `grpc.default_authority`, or, with
 certificates, the server's name; empty, it is left out. Its own client code is generated from the
-contract in PROTO_FOLDER, into a temporary folder.
+contract in PROTO_FOLDER, into a temporary folder. JOB is JSON, {"sizes": [bytes of plaintext that
+make a round trip]}.
 """
 
+import json
 import pathlib
 import sys
 import tempfile
@@ -44,33 +46,43 @@ def channel(target: str, authority: str, files: list[str]) -> grpc.Channel:
     return grpc.secure_channel(target, credentials, options)
 
 
-def round_trip(messages, broker) -> None:
+class Broker:
+    """Calls unary methods by their names, with fields as the contract names them."""
+
+    def __init__(self, messages, stub):
+        self.messages = messages
+        self.stub = stub
+
+    def call(self, method: str, **fields):
+        request = getattr(self.messages, f"{method}Request")(**fields)
+        return getattr(self.stub, method)(request, timeout=10)
+
+
+def bound(broker: Broker) -> None:
     plaintext = bytes(range(256)) * 4
-    sealed = broker.Encrypt(
-        messages.EncryptRequest(
-            name="keys/orders",
-            plaintext=plaintext,
-            encryption_context=CONTEXT,
-            associated_data=b"record 42",
-        ),
-        timeout=10,
+    sealed = broker.call(
+        "Encrypt",
+        name="keys/orders",
+        plaintext=plaintext,
+        encryption_context=CONTEXT,
+        associated_data=b"record 42",
     )
     assert sealed.name == "tenants/acme/keys/orders", sealed.name
     assert plaintext not in sealed.ciphertext
 
-    request = messages.DecryptRequest(
-        ciphertext=sealed.ciphertext,
-        encryption_context=CONTEXT,
-        associated_data=b"record 42",
-        ciphertext_crc32c=sealed.ciphertext_crc32c,
-    )
-    opened = broker.Decrypt(request, timeout=10)
+    request = {
+        "ciphertext": sealed.ciphertext,
+        "encryption_context": CONTEXT,
+        "associated_data": b"record 42",
+        "ciphertext_crc32c": sealed.ciphertext_crc32c,
+    }
+    opened = broker.call("Decrypt", **request)
     assert opened.plaintext == plaintext
     assert opened.verified_ciphertext_crc32c
 
-    request.associated_data = b"record 43"
+    request["associated_data"] = b"record 43"
     try:
-        broker.Decrypt(request, timeout=10)
+        broker.call("Decrypt", **request)
     except grpc.RpcError as error:
         details = dict(error.trailing_metadata())["grpc-status-details-bin"]
         assert error.code() == grpc.StatusCode.INVALID_ARGUMENT, error
@@ -79,12 +91,23 @@ def round_trip(messages, broker) -> None:
         sys.exit("a message opened with other associated data")
 
 
+def sized(broker: Broker, size: int) -> None:
+    plaintext = bytes([size % 251]) * size
+    sealed = broker.call("Encrypt", name="keys/orders", plaintext=plaintext)
+    opened = broker.call("Decrypt", ciphertext=sealed.ciphertext)
+    assert opened.plaintext == plaintext, f"{size} bytes"
+
+
 def main() -> None:
     protos, target, authority, *files = sys.argv[1:]
+    job = json.load(sys.stdin)
     with tempfile.TemporaryDirectory() as out:
         messages, services = generate(protos, out)
         with channel(target, authority, files) as connected:
-            round_trip(messages, services.KeyBrokerServiceStub(connected))
+            broker = Broker(messages, services.KeyBrokerServiceStub(connected))
+            bound(broker)
+            for size in job["sizes"]:
+                sized(broker, size)
 
 
 if __name__ == "__main__":
