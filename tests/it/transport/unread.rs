@@ -130,6 +130,18 @@ async fn answers_that_nobody_reads_are_bounded_and_go_with_the_connection() {
 }
 
 #[tokio::test]
+async fn who_reads_nothing_is_cut_for_want_of_a_sign_of_life() {
+    let name = "who_reads_nothing_is_cut_for_want_of_a_sign_of_life";
+    if alone(module_path!(), name, 1024) {
+        starve(|setup| {
+            setup.limits.deadlines.ping = Duration::from_millis(500);
+            setup.limits.deadlines.pong = Duration::from_millis(500);
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn a_peer_that_reads_late_gets_all_of_its_answers() {
     let broker = Broker::start().await;
     let mut web = broker.caller(WEB).await;
