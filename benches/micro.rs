@@ -6,8 +6,10 @@
 mod stage;
 
 use std::fs;
+use std::future::poll_fn;
 use std::hint::black_box;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 
 use criterion::BenchmarkId;
@@ -16,8 +18,13 @@ use criterion::Throughput;
 use criterion::criterion_group;
 use criterion::criterion_main;
 use futures_util::FutureExt as _;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use keybroker::audit;
 use keybroker::audit::Audit;
+use keybroker::audit::Record;
 use keybroker::audit::Sink;
+use keybroker::audit::Stamp;
 use keybroker::broker::Binding;
 use keybroker::broker::Broker;
 use keybroker::clock::Clock as _;
@@ -153,6 +160,96 @@ fn count(criterion: &mut Criterion) {
     });
 }
 
+/// What a usual record costs: its line, and its way to a sink that takes all, the begin of the
+/// entry and the notes included. The latter alone and with 16 in one turn of a connection.
+fn audit(criterion: &mut Criterion) {
+    let note = record();
+    let stamp = Stamp {
+        instance: "01923c8e-7b1a-7000-8000-000000000000",
+        id: uuid::Uuid::now_v7(),
+        seq: 1_234_567,
+        began: System.wall(),
+        micros: 87,
+    };
+    let mut group = criterion.benchmark_group("audit");
+    let mut line = Vec::new();
+    group.bench_function("line", |bencher| {
+        bencher.iter(|| {
+            line.clear();
+            note().line(black_box(&stamp), &mut line);
+        });
+    });
+    let trail = Audit::new(Sink::to(io::sink()), Arc::new(System));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    for calls in [1, 16] {
+        let call = || {
+            let entry = trail.begin();
+            entry.notes().add(|record| *record = note());
+            entry.finish_gathered()
+        };
+        group.throughput(Throughput::Elements(calls));
+        group.bench_function(BenchmarkId::new("hand over", calls), |bencher| {
+            bencher.iter(|| {
+                let all: FuturesUnordered<_> = (0..calls).map(|_| call()).collect();
+                let mut all = pin!(all.map(Result::unwrap).count());
+                runtime.block_on(poll_fn(|cx| {
+                    let polled = all.as_mut().poll(cx);
+                    trail.flush();
+                    polled
+                }))
+            });
+        });
+    }
+    group.finish();
+}
+
+/// Makes records of an Encrypt that hit the cache.
+fn record() -> impl Fn() -> Record {
+    let identity = audit::UserIdentity {
+        kind: "SPIFFE",
+        principal_id: "spiffe://prod.example/tenant/acme/sa/checkout".into(),
+        authenticator: "x509-svid",
+        session_context: Some(audit::Session {
+            cert_serial: "5f3c9d0a1be24c6f8a7d".into(),
+            not_after: System.wall(),
+        }),
+    };
+    let tls = audit::Tls {
+        tls_version: "TLSv1.3",
+        cipher_suite: "TLS_AES_256_GCM_SHA384",
+    };
+    let origin = audit::Origin::new(Some(&identity), "192.0.2.17", Some(tls));
+    let origin = Arc::new(origin);
+    let tenant = "acme".parse().unwrap();
+    let key = KeyName::parse("keys/orders", &tenant).unwrap();
+    let [event, agent, version, kms_key] = [
+        "Encrypt",
+        "grpc-rust/1.0 (checkout)",
+        "tenants/acme/keys/orders/versions/1",
+        "arn:aws:kms:us-west-2:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab",
+    ]
+    .map(Arc::<str>::from);
+    move || Record {
+        event_name: Some(Arc::clone(&event)),
+        origin: Some(Arc::clone(&origin)),
+        tenant: Some(tenant.clone()),
+        user_agent: Some(Arc::clone(&agent)),
+        request_id: Some("01923c8e-7b1a-7000-8000-000000000001".into()),
+        key: Some(key.clone()),
+        context_keys: ["table"].into_iter().collect(),
+        plaintext_bytes: Some(1024),
+        resources: vec![audit::Resource {
+            name: Arc::clone(&version),
+            arn: Arc::clone(&kms_key),
+            kind: "KMSKey",
+        }],
+        rule: Some("users"),
+        policy_generation: Some(1),
+        cache: Some(audit::Cache::Hit),
+        ..Record::default()
+    }
+}
+
 /// A whole call without gRPC and without its audit record's line.
 fn encrypt(criterion: &mut Criterion) {
     let stage = Stage::set();
@@ -197,5 +294,5 @@ fn broker(stage: &Stage) -> (Broker, Session) {
     (Broker::new(state.policy, data_keys), Session::new(peer))
 }
 
-criterion_group!(benches, seal, open, cache_hit, count, encrypt);
+criterion_group!(benches, seal, open, cache_hit, count, audit, encrypt);
 criterion_main!(benches);

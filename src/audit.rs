@@ -6,6 +6,7 @@
 
 mod batch;
 mod id;
+mod json;
 mod record;
 mod sink;
 
@@ -24,11 +25,14 @@ use self::batch::Ask;
 use self::id::Ids;
 use crate::clock::Clock;
 
+pub use json::Names;
 pub use record::Cache;
 pub use record::Failure;
+pub use record::Origin;
 pub use record::Record;
 pub use record::Resource;
 pub use record::Session;
+pub use record::Stamp;
 pub use record::Tls;
 pub use record::UserIdentity;
 pub use sink::Config;
@@ -132,7 +136,7 @@ impl Entry {
     fn line(&self, record: &Record) -> Vec<u8> {
         let audit = &self.audit;
         let mut line = take_line();
-        let stamp = record::Stamp {
+        let stamp = Stamp {
             instance: &audit.instance,
             id: self.id,
             seq: audit.seq.fetch_add(1, Ordering::Relaxed),

@@ -74,7 +74,7 @@ impl Broker {
         let policy = self.policy();
         let caller = session.caller(policy.rules()).ok_or(Error::Unmapped)?;
         notes.add(|record| {
-            record.tenant = Some(caller.tenant().to_string());
+            record.tenant = Some(caller.tenant().clone());
             record.policy_generation = Some(policy.directory().generation());
         });
         Ok(Call {
@@ -218,7 +218,7 @@ impl Call<'_> {
     /// Those of the RPC.
     pub fn describe_key(&self, name: &str) -> Result<Visible, Error> {
         let name = self.key_name("name", name)?;
-        self.notes.add(|record| record.key = Some(name.to_string()));
+        self.notes.add(|record| record.key = Some(name.clone()));
         let (key, role) = self.policy.authorize_describe(&self.caller, &name)?;
         Ok(Visible {
             key: Arc::clone(key),

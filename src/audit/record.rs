@@ -7,29 +7,32 @@ use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::audit::json::Fragment;
+use crate::audit::json::Names;
+use crate::audit::json::Other;
+use crate::audit::json::put;
+use crate::name::KeyName;
+use crate::name::TenantId;
+
 /// What is known of a call. A field that was never learned is `null` in the line.
 #[derive(Default)]
 pub struct Record {
     /// The RPC's name without its service, `_OTHER` for a path that is no RPC.
     pub event_name: Option<Arc<str>>,
-    /// Who called.
-    pub identity: Option<UserIdentity>,
+    /// Who called, and over which connection.
+    pub origin: Option<Arc<Origin>>,
     /// The tenant whose key is used or, before that is known, the caller's.
-    pub tenant: Option<String>,
-    /// The peer's address; `unix` on a Unix socket.
-    pub source: Option<Arc<str>>,
+    pub tenant: Option<TenantId>,
     /// What the client calls itself.
-    pub user_agent: Option<String>,
-    /// The connection's TLS parameters.
-    pub tls: Option<Tls>,
+    pub user_agent: Option<Arc<str>>,
     /// `x-request-id`, the client's or ours.
     pub request_id: Option<Arc<str>>,
     /// The trace that the call belongs to, from `traceparent`.
     pub trace_id: Option<String>,
     /// The key's full name, as the request gives it or the message names it.
-    pub key: Option<String>,
+    pub key: Option<KeyName>,
     /// The names of the caller's own context pairs; never values.
-    pub context_keys: Vec<String>,
+    pub context_keys: Names,
     /// Bytes of plaintext taken or released.
     pub plaintext_bytes: Option<usize>,
     /// The data keys used: two for a ReEncrypt.
@@ -47,15 +50,12 @@ pub struct Record {
 }
 
 /// A key's version that was used, and the KMS key behind it.
-#[derive(Serialize)]
 pub struct Resource {
     /// `tenants/…/keys/…/versions/…`.
     pub name: Arc<str>,
     /// What stands in the message as the data key's provider info.
-    #[serde(rename = "ARN")]
     pub arn: Arc<str>,
     /// `KMSKey`.
-    #[serde(rename = "type")]
     pub kind: &'static str,
 }
 
@@ -73,6 +73,24 @@ impl Failure {
         Self {
             reason: "ABANDONED",
             cause: "the call was dropped before its end".into(),
+        }
+    }
+}
+
+/// What is the same for all calls of a connection, in the form that it has in their lines.
+pub struct Origin {
+    identity: Fragment,
+    source: Fragment,
+    tls: Fragment,
+}
+
+impl Origin {
+    /// A peer that is `identity`, at `source`: its address, or `unix` on a Unix socket.
+    pub fn new(identity: Option<&UserIdentity>, source: &str, tls: Option<Tls>) -> Self {
+        Self {
+            identity: Fragment::of(Other(identity)),
+            source: Fragment::of(source),
+            tls: Fragment::of(Other(tls)),
         }
     }
 }
@@ -114,8 +132,7 @@ pub struct Tls {
 }
 
 /// Where a data key came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cache {
     /// This call waited for another's KMS call.
     Coalesced,
@@ -128,110 +145,120 @@ pub enum Cache {
 }
 
 /// What the trail adds to a record when it is closed.
-pub(super) struct Stamp<'a> {
-    pub(super) instance: &'a str,
-    pub(super) id: Uuid,
-    pub(super) seq: u64,
-    pub(super) began: Timestamp,
-    pub(super) micros: i128,
+pub struct Stamp<'a> {
+    /// Which process it is.
+    pub instance: &'a str,
+    /// The record's own id.
+    pub id: Uuid,
+    /// How many records the process has closed before.
+    pub seq: u64,
+    /// When the call began.
+    pub began: Timestamp,
+    /// How long it took, in microseconds.
+    pub micros: i128,
 }
 
 impl Record {
     /// Adds the record to `line` as one line of JSON, the newline included.
-    pub(super) fn line(&self, stamp: &Stamp<'_>, line: &mut Vec<u8>) {
+    pub fn line(&self, stamp: &Stamp<'_>, line: &mut Vec<u8>) {
         line.reserve(LINE);
-        let written = serde_json::to_writer(
-            &mut *line,
-            &Line {
-                event_version: "1.0",
-                event_time: stamp.began,
-                event_id: stamp.id,
-                event_source: "keybroker",
-                event_name: self.event_name.as_deref().unwrap_or("_OTHER"),
-                event_category: "Data",
-                read_only: true,
-                user_identity: self.identity.as_ref(),
-                tenant: self.tenant.as_deref(),
-                source_ip_address: self.source.as_deref(),
-                user_agent: self.user_agent.as_deref(),
-                tls_details: self.tls,
-                request_id: self.request_id.as_deref(),
-                trace_id: self.trace_id.as_deref(),
-                request_parameters: Parameters {
-                    key: self.key.as_deref(),
-                    encryption_context_keys: &self.context_keys,
-                    plaintext_bytes: self.plaintext_bytes,
-                },
-                response_elements: None,
-                resources: &self.resources,
-                additional_event_data: Additional {
-                    rule: self.rule,
-                    grant_id: None,
-                    policy_generation: self.policy_generation,
-                    cache: self.cache,
-                    kms_request_id: self.kms_request_id.as_deref(),
-                    duration_micros: i64::try_from(stamp.micros).unwrap_or(i64::MAX),
-                },
-                error_code: self.failure.as_ref().map(|failure| failure.reason),
-                error_message: self.failure.as_ref().map(|failure| failure.cause.as_str()),
-                instance: stamp.instance,
-                seq: stamp.seq,
-            },
+        let origin = self.origin.as_deref();
+        let event_name = self.event_name.as_deref().unwrap_or("_OTHER");
+        put(line, r#"{"eventVersion":"1.0","eventTime":"#, stamp.began);
+        put(line, r#","eventID":"#, stamp.id);
+        put(
+            line,
+            r#","eventSource":"keybroker","eventName":"#,
+            event_name,
         );
-        debug_assert!(written.is_ok(), "a record of strings and numbers is JSON");
-        line.push(b'\n');
+        line.extend_from_slice(br#","eventCategory":"Data","readOnly":true"#);
+        put(
+            line,
+            r#","userIdentity":"#,
+            origin.map(|origin| &origin.identity),
+        );
+        put(line, r#","tenant":"#, self.tenant.as_ref());
+        put(
+            line,
+            r#","sourceIPAddress":"#,
+            origin.map(|origin| &origin.source),
+        );
+        put(line, r#","userAgent":"#, self.user_agent.as_deref());
+        put(line, r#","tlsDetails":"#, origin.map(|origin| &origin.tls));
+        put(line, r#","requestID":"#, self.request_id.as_deref());
+        put(line, r#","traceId":"#, self.trace_id.as_deref());
+        self.request_parameters(line);
+        line.extend_from_slice(br#","responseElements":null"#);
+        self.resources(line);
+        self.additional_event_data(stamp.micros, line);
+        let failure = self.failure.as_ref();
+        put(
+            line,
+            r#","errorCode":"#,
+            failure.map(|failure| failure.reason),
+        );
+        put(
+            line,
+            r#","errorMessage":"#,
+            failure.map(|failure| &*failure.cause),
+        );
+        put(line, r#","instance":"#, stamp.instance);
+        put(line, r#","seq":"#, stamp.seq);
+        line.extend_from_slice(b"}\n");
+    }
+
+    fn request_parameters(&self, line: &mut Vec<u8>) {
+        put(line, r#","requestParameters":{"key":"#, self.key.as_ref());
+        put(line, r#","encryptionContextKeys":"#, &self.context_keys);
+        put(
+            line,
+            r#","plaintextBytes":"#,
+            self.plaintext_bytes.map(Other),
+        );
+        line.push(b'}');
+    }
+
+    fn resources(&self, line: &mut Vec<u8>) {
+        line.extend_from_slice(br#","resources":["#);
+        let mut before = r#"{"name":"#;
+        for resource in &self.resources {
+            put(line, before, &*resource.name);
+            put(line, r#","ARN":"#, &*resource.arn);
+            put(line, r#","type":"#, resource.kind);
+            line.push(b'}');
+            before = r#",{"name":"#;
+        }
+        line.push(b']');
+    }
+
+    fn additional_event_data(&self, micros: i128, line: &mut Vec<u8>) {
+        put(line, r#","additionalEventData":{"rule":"#, self.rule);
+        put(
+            line,
+            r#","grantId":null,"policyGeneration":"#,
+            self.policy_generation,
+        );
+        put(line, r#","cache":"#, self.cache.map(Cache::name));
+        put(line, r#","kmsRequestID":"#, self.kms_request_id.as_deref());
+        let micros = i64::try_from(micros).unwrap_or(i64::MAX);
+        put(line, r#","durationMicros":"#, Other(micros));
+        line.push(b'}');
     }
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Line<'a> {
-    event_version: &'static str,
-    event_time: Timestamp,
-    #[serde(rename = "eventID")]
-    event_id: Uuid,
-    event_source: &'static str,
-    event_name: &'a str,
-    event_category: &'static str,
-    read_only: bool,
-    user_identity: Option<&'a UserIdentity>,
-    tenant: Option<&'a str>,
-    #[serde(rename = "sourceIPAddress")]
-    source_ip_address: Option<&'a str>,
-    user_agent: Option<&'a str>,
-    tls_details: Option<Tls>,
-    #[serde(rename = "requestID")]
-    request_id: Option<&'a str>,
-    trace_id: Option<&'a str>,
-    request_parameters: Parameters<'a>,
-    response_elements: Option<()>,
-    resources: &'a [Resource],
-    additional_event_data: Additional<'a>,
-    error_code: Option<&'a str>,
-    error_message: Option<&'a str>,
-    instance: &'a str,
-    seq: u64,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Parameters<'a> {
-    key: Option<&'a str>,
-    encryption_context_keys: &'a [String],
-    plaintext_bytes: Option<usize>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Additional<'a> {
-    rule: Option<&'static str>,
-    grant_id: Option<()>,
-    policy_generation: Option<u64>,
-    cache: Option<Cache>,
-    #[serde(rename = "kmsRequestID")]
-    kms_request_id: Option<&'a str>,
-    duration_micros: i64,
+impl Cache {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Coalesced => "coalesced",
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Stale => "stale",
+        }
+    }
 }
 
 /// Room for a usual line.
 const LINE: usize = 1280;
+
+#[cfg(test)]
+mod tests;

@@ -14,15 +14,15 @@ use crate::policy::Permit;
 impl Call<'_> {
     pub(super) fn note_request(&self, name: Option<&KeyName>, own: &Pairs) {
         self.notes.add(|record| {
-            record.key = name.map(KeyName::to_string);
-            record.context_keys = own.iter().map(|(name, _)| name.clone()).collect();
+            record.key = name.cloned();
+            record.context_keys = own.iter().map(|(name, _)| name.as_str()).collect();
         });
     }
 
     pub(super) fn note_permit(&self, permit: &Permit) {
         self.notes.add(|record| {
-            record.tenant = Some(permit.tenant().to_string());
-            record.key = Some(permit.key().name().to_string());
+            record.tenant = Some(permit.tenant().clone());
+            record.key = Some(permit.key().name().clone());
             record.rule = Some(permit.rule());
         });
     }

@@ -29,14 +29,12 @@ use crate::identity::Session;
 pub(super) struct Connection {
     /// Who it is; nobody on the health listener.
     pub(super) session: Option<Arc<Session>>,
-    /// The peer's address, for the record.
-    pub(super) source: Arc<str>,
-    /// Its TLS parameters, for the record.
-    pub(super) tls: Option<audit::Tls>,
-    /// The peer as the record names it.
-    pub(super) identity: Option<audit::UserIdentity>,
+    /// The peer and its address, for the record.
+    pub(super) origin: Arc<audit::Origin>,
     /// Calls that began on it.
     pub(super) calls: AtomicU64,
+    /// What its first call named as its agent, which is what most others do.
+    agent: OnceLock<Arc<str>>,
     chain: Vec<CertificateDer<'static>>,
     refused: OnceLock<Unauthenticated>,
     close: Notify,
@@ -50,11 +48,11 @@ impl Connection {
         tls: Option<audit::Tls>,
         chain: Vec<CertificateDer<'static>>,
     ) -> Self {
+        let identity = peer.as_ref().map(user_identity);
         Self {
-            identity: peer.as_ref().map(user_identity),
             session: peer.map(Session::new).map(Arc::new),
-            source,
-            tls,
+            origin: Arc::new(audit::Origin::new(identity.as_ref(), &source, tls)),
+            agent: OnceLock::new(),
             calls: AtomicU64::new(0),
             chain,
             refused: OnceLock::new(),
@@ -90,6 +88,15 @@ impl Connection {
     /// Resolves when the connection shall end: its peer has lost its identity.
     pub(super) async fn closing(&self) {
         self.close.notified().await;
+    }
+
+    /// `agent`, as often as it stays the same without a copy.
+    pub(super) fn agent(&self, agent: &str) -> Arc<str> {
+        let first = self.agent.get_or_init(|| agent.into());
+        if **first == *agent {
+            return Arc::clone(first);
+        }
+        agent.into()
     }
 
     fn refuse(&self, reason: Unauthenticated) {

@@ -176,11 +176,9 @@ impl Inner {
             Some(Method::Ours(name)) => Some(Arc::clone(name)),
             Some(Method::Health | Method::Reflection) | None => None,
         };
-        record.identity.clone_from(&connection.identity);
-        record.source = Some(Arc::clone(&connection.source));
-        record.tls = connection.tls;
-        record.user_agent = text(headers, "user-agent");
-        record.trace_id = text(headers, "traceparent").and_then(|parent| trace_id(&parent));
+        record.origin = Some(Arc::clone(&connection.origin));
+        record.user_agent = text(headers, "user-agent").map(|agent| connection.agent(agent));
+        record.trace_id = text(headers, "traceparent").and_then(trace_id);
         record.request_id = Some(Arc::clone(request_id));
     }
 
@@ -228,7 +226,7 @@ fn of_tonic(code: Code) -> Error {
 /// How long the call may take: what its client allows, less the way back, and never longer than
 /// the cap.
 fn patience(headers: &HeaderMap) -> Duration {
-    let Some(allowed) = text(headers, "grpc-timeout").and_then(|text| grpc_timeout(&text)) else {
+    let Some(allowed) = text(headers, "grpc-timeout").and_then(grpc_timeout) else {
         return LONGEST;
     };
     allowed
@@ -258,7 +256,10 @@ fn grpc_timeout(text: &str) -> Option<Duration> {
 fn request_id(headers: &HeaderMap, own: impl FnOnce() -> Uuid) -> Arc<str> {
     match text(headers, REQUEST_ID) {
         Some(id) if !id.is_empty() && id.len() <= 128 => id.into(),
-        Some(_) | None => own().to_string().into(),
+        Some(_) | None => {
+            let mut text = Uuid::encode_buffer();
+            Arc::from(&*own().hyphenated().encode_lower(&mut text))
+        }
     }
 }
 
@@ -269,10 +270,10 @@ fn trace_id(parent: &str) -> Option<String> {
 }
 
 /// A header's value if it is printable, cut to a sane length.
-fn text(headers: &HeaderMap, name: &str) -> Option<String> {
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let value = headers.get(name)?.to_str().ok()?;
     // ASCII, so it can be cut anywhere.
-    Some(value.get(..256).unwrap_or(value).to_owned())
+    Some(value.get(..256).unwrap_or(value))
 }
 
 const REQUEST_ID: &str = "x-request-id";
