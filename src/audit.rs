@@ -117,7 +117,7 @@ impl Entry {
 
     /// As [`Entry::finish`], for one of many: whoever polls it calls [`Audit::flush`] when all
     /// have been polled, so that their records leave in one write. Without that the record waits
-    /// for others' or for half a second, whichever is shorter.
+    /// for others' or for a quarter of a second, whichever is shorter.
     ///
     /// # Errors
     /// As [`Entry::finish`].

@@ -96,9 +96,9 @@ impl Sink {
     /// Queues `line`, and returns what waits until it is written. Who is to ask for it is said by
     /// `ask`.
     ///
-    /// The wait ends when the line's batch is [`PATIENCE`] and at most a [`TICK`] old; before that,
-    /// a line for which there is no place waits as long for one. A line stays queued then: a sink
-    /// that comes back takes it, though its call was told that there is no record.
+    /// The wait ends when the line's batch is as old as [`PATIENCE`] allows; before that, a line for
+    /// which there is no place waits as long for one. A line stays queued then: a sink that comes
+    /// back takes it, though its call was told that there is no record.
     pub(super) fn write<'s>(
         &'s self,
         line: &[u8],
@@ -215,11 +215,11 @@ fn write_all(lines: &[u8], torn: bool, out: &mut impl Write) -> io::Result<()> {
 const BOUNDS: Bounds = Bounds {
     lines: 1024,
     bytes: 1 << 20,
-    ticks: 4,
+    ticks: 7,
 };
 /// How often late batches are looked for.
-const TICK: Duration = Duration::from_millis(500);
-/// How long a batch has from its first record, to be noticed with the next tick.
+const TICK: Duration = Duration::from_millis(250);
+/// How long a batch has from its first record, at most: the eighth tick ends it.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Most bytes that are kept for the lines to come.
 const KEPT: usize = 256 << 10;

@@ -71,7 +71,7 @@ fn who_waits_for_a_place_asks_for_what_takes_it() {
     explore(|| {
         let trail = Trail::new(Bounds { lines: 1, ..ROOMY });
         assert!(trail.0.queue.append(b"1", Ask::Later).is_ok());
-        let caller = trail.caller(b'2', Ask::Now);
+        let caller = trail.caller(b'2', Ask::Later);
         trail.write(2, Outcome::Accepted);
         assert_eq!(done(caller), Outcome::Accepted);
     });
