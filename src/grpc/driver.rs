@@ -50,7 +50,7 @@ pub struct Deadlines {
     pub frame: Duration,
     /// After so long without a byte from the peer, it is asked for a sign of life.
     pub ping: Duration,
-    /// For that sign.
+    /// For that sign; a peer that for both together takes nothing of what is sent is cut off.
     pub pong: Duration,
     /// Without a new call for so long, a connection is asked to go.
     pub idle: Duration,
@@ -89,7 +89,8 @@ pub(super) async fn drive<IO>(
         let (witness, connection) = (guard.clone(), Arc::clone(&answering));
         async move { Ok::<_, Infallible>(witness.answer(&connection, request.map(Body::new)).await) }
     });
-    let (io, outlet) = gather(Paced::new(io, deadlines.frame));
+    let stall = deadlines.ping + deadlines.pong;
+    let (io, outlet) = gather(Paced::new(io, deadlines.frame, stall));
     let queue = Queue::default();
     let mut turns = Turns::new(Calls::new(queue.clone()), outlet);
     let mut serving = pin!(builder(deadlines, queue).serve_connection(TokioIo::new(io), service));

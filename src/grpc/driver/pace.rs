@@ -1,9 +1,11 @@
-//! A stream whose reader must keep pace: the HTTP/2 preface with the first SETTINGS, and every
-//! frame or header block once begun, must arrive whole within a time.
+//! A stream whose peer must keep pace: the HTTP/2 preface with the first SETTINGS, and every frame
+//! or header block once begun, must arrive whole within a time, and some of what waits to be sent
+//! must get through within another.
 //!
-//! hyper has no such deadline, not even with keepalive: a peer that stops in the middle of a frame
-//! would hold its connection for ever. A peer that is merely silent between frames is idle, which
-//! is the driver's matter.
+//! hyper has no such deadlines, not even with keepalive: a peer that stops in the middle of a frame
+//! would hold its connection for ever, and so would one that reads nothing, not even the GOAWAY
+//! that its silence earns it. A peer that is merely silent between frames is idle, which is the
+//! driver's matter.
 
 use std::io;
 use std::pin::Pin;
@@ -22,18 +24,42 @@ pub(super) struct Paced<IO> {
     frames: Frames,
     limit: Duration,
     deadline: Option<Pin<Box<Sleep>>>,
+    stall: Duration,
+    stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl<IO> Paced<IO> {
-    /// A stream that gives up when something begun is not whole after `limit`.
-    pub(super) fn new(io: IO, limit: Duration) -> Self {
+    /// A stream that gives up when something begun is not whole after `limit`, or when the peer
+    /// takes nothing for as long as `stall`.
+    pub(super) fn new(io: IO, limit: Duration, stall: Duration) -> Self {
         let deadline = Some(Box::pin(tokio::time::sleep(limit)));
         Self {
             io,
             frames: Frames::default(),
             limit,
             deadline,
+            stall,
+            stalled: None,
         }
+    }
+
+    /// `written`, or the end when there has been no progress for too long.
+    fn progress(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let stalled = self
+            .stalled
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(self.stall)));
+        stalled
+            .as_mut()
+            .poll(cx)
+            .map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -75,7 +101,8 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Paced<IO> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.progress(cx, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -91,7 +118,8 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Paced<IO> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.progress(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
