@@ -39,6 +39,7 @@ pub use key::Opener;
 pub use key::OpeningKey;
 pub use key::Reserved;
 pub use key::SealingKey;
+pub use key::Series;
 pub use origin::Version;
 
 use crate::clock::Clock;
@@ -159,12 +160,25 @@ impl DataKeys {
     /// # Errors
     /// What KMS answers, when the cache has no key with room.
     pub async fn sealing(&self, permit: &Permit, bytes: u64) -> Result<Reserved, Error> {
+        self.sealing_several(permit, &[bytes]).await
+    }
+
+    /// A data key to seal messages of these `sizes` of plaintext in bytes with, at least one:
+    /// [`Reserved::messages`] tells for how many of them, from the first, there was room. Those are
+    /// counted against the key's limits; the rest is to be asked for again.
+    ///
+    /// # Errors
+    /// What KMS answers, when the cache has no key with room.
+    pub async fn sealing_several(&self, permit: &Permit, sizes: &[u64]) -> Result<Reserved, Error> {
+        let Some(first) = sizes.first() else {
+            return Err(Error::Bug("a data key for no message"));
+        };
         let id = Id::sealing(permit.key(), permit.context().serialized());
         let share = self.upstream.shares.of(permit.tenant());
-        if bytes > permit.key().limits().max_bytes {
+        if *first > permit.key().limits().max_bytes {
             return self.single_use(&share, permit, id).await;
         }
-        if let Some(reserved) = self.cached_sealing(&share, permit, &id, bytes)? {
+        if let Some(reserved) = self.cached_sealing(&share, permit, &id, sizes)? {
             return Ok(reserved);
         }
         loop {
@@ -172,10 +186,14 @@ impl DataKeys {
             let (key, source) = self.upstream.sealing(question).await?;
             // What landed is used itself: a full share may have refused to keep it.
             let now = self.upstream.clock.now();
-            match key.reserve(permit, now, bytes) {
-                Ok(Reservation::Fresh | Reservation::Stale) => {
-                    self.count(&share, &source);
-                    return Ok(Reserved { key, source });
+            match key.reserve(permit, now, sizes) {
+                Ok((messages, Reservation::Fresh | Reservation::Stale)) => {
+                    self.count(&share, &source, messages);
+                    return Ok(Reserved {
+                        key,
+                        messages,
+                        source,
+                    });
                 }
                 Err(Spoiled::Mistaken) => return Err(MISTAKEN),
                 Err(Spoiled::Spent(Retirement::Age)) if matches!(source, Source::Miss(_)) => {
@@ -193,6 +211,20 @@ impl DataKeys {
     /// # Errors
     /// [`Error::NoWrappedKey`] without any KMS call, or what KMS answers.
     pub async fn opening(&self, permit: &Permit, message: &Message<'_>) -> Result<Opener, Error> {
+        self.opening_several(permit, message, 1).await
+    }
+
+    /// As [`DataKeys::opening`], for `messages` that have the context and the wrapped keys of
+    /// `message`.
+    ///
+    /// # Errors
+    /// As for one.
+    pub async fn opening_several(
+        &self,
+        permit: &Permit,
+        message: &Message<'_>,
+        messages: usize,
+    ) -> Result<Opener, Error> {
         let share = self.upstream.shares.of(permit.tenant());
         let mut last = Error::NoWrappedKey;
         for wrapped in message.encrypted_data_keys() {
@@ -200,7 +232,7 @@ impl DataKeys {
                 continue;
             };
             let id = Id::opening(permit.key(), permit.context().serialized(), wrapped);
-            if let Some(opener) = self.cached_opening(&share, permit, &id)? {
+            if let Some(opener) = self.cached_opening(&share, permit, &id, messages)? {
                 return Ok(opener);
             }
             let question = || Question {
@@ -210,7 +242,7 @@ impl DataKeys {
                 direction: Direction::Open,
                 context: permit.context().clone(),
             };
-            match self.fetch_opening(question, wrapped).await {
+            match self.fetch_opening(question, wrapped, messages).await {
                 Ok(opener) => return Ok(opener),
                 // Another Region may still answer; a refusal is an answer.
                 Err(Error::Kms(error @ (kms::Error::Throttled | kms::Error::Unavailable(_)))) => {
@@ -331,7 +363,7 @@ impl DataKeys {
         share: &Arc<Share>,
         permit: &Permit,
         id: &Id,
-        bytes: u64,
+        sizes: &[u64],
     ) -> Result<Option<Reserved>, Error> {
         let Some(slot) = share.sealing(id) else {
             return Ok(None);
@@ -340,11 +372,11 @@ impl DataKeys {
         let Some(key) = slot.of_use(now) else {
             return Ok(None);
         };
-        let source = match key.reserve(permit, now, bytes) {
-            Ok(Reservation::Fresh) => Source::Hit,
-            Ok(Reservation::Stale) => {
+        let (messages, source) = match key.reserve(permit, now, sizes) {
+            Ok((messages, Reservation::Fresh)) => (messages, Source::Hit),
+            Ok((messages, Reservation::Stale)) => {
                 self.upstream.refresh(share, &slot, &key);
-                Source::Stale
+                (messages, Source::Stale)
             }
             Err(Spoiled::Mistaken) => return Err(MISTAKEN),
             Err(Spoiled::Spent(why)) => {
@@ -352,8 +384,12 @@ impl DataKeys {
                 return Ok(None);
             }
         };
-        self.count(share, &source);
-        Ok(Some(Reserved { key, source }))
+        self.count(share, &source, messages);
+        Ok(Some(Reserved {
+            key,
+            messages,
+            source,
+        }))
     }
 
     fn cached_opening(
@@ -361,6 +397,7 @@ impl DataKeys {
         share: &Share,
         permit: &Permit,
         id: &Id,
+        messages: usize,
     ) -> Result<Option<Opener>, Error> {
         let Some(slot) = share.opening(id) else {
             return Ok(None);
@@ -377,7 +414,7 @@ impl DataKeys {
             return Ok(None);
         }
         let source = Source::Hit;
-        self.count(share, &source);
+        self.count(share, &source, messages);
         Ok(Some(Opener { key, source }))
     }
 
@@ -385,6 +422,7 @@ impl DataKeys {
         &self,
         question: impl Fn() -> Question,
         wrapped: &EncryptedDataKey,
+        messages: usize,
     ) -> Result<Opener, Error> {
         loop {
             let question = question();
@@ -392,7 +430,7 @@ impl DataKeys {
             let (key, source) = self.upstream.opening(question, wrapped.clone()).await?;
             match key.ended(self.upstream.clock.now()) {
                 None => {
-                    self.count(&share, &source);
+                    self.count(&share, &source, messages);
                     return Ok(Opener { key, source });
                 }
                 Some(Retirement::Age) if matches!(source, Source::Miss(_)) => {
@@ -417,9 +455,10 @@ impl DataKeys {
             match sealing.ended(self.upstream.clock.now()) {
                 None => {
                     let source = Source::Miss(request_id);
-                    self.count(share, &source);
+                    self.count(share, &source, 1);
                     return Ok(Reserved {
                         key: Arc::new(sealing),
+                        messages: 1,
                         source,
                     });
                 }
@@ -430,17 +469,24 @@ impl DataKeys {
         }
     }
 
-    fn count(&self, share: &Share, source: &Source) {
-        let lookup = match source {
-            Source::Coalesced => Lookup::Coalesced,
-            Source::Hit => Lookup::Hit,
-            Source::Miss(_) => Lookup::Miss,
-            Source::Stale => Lookup::Stale,
+    /// Counts a look-up that served `messages`: each is one that a caller alone would have made.
+    fn count(&self, share: &Share, source: &Source, messages: usize) {
+        let (first, others) = match source {
+            Source::Coalesced => (Lookup::Coalesced, Lookup::Coalesced),
+            Source::Hit => (Lookup::Hit, Lookup::Hit),
+            Source::Miss(_) => (Lookup::Miss, Lookup::Coalesced),
+            Source::Stale => (Lookup::Stale, Lookup::Stale),
         };
-        self.upstream.metrics.lookup(lookup);
-        if lookup != Lookup::Miss {
-            share.tally.avoided();
+        let messages = u64::try_from(messages).unwrap_or(u64::MAX);
+        let metrics = &self.upstream.metrics;
+        metrics.lookup(first);
+        if messages > 1 {
+            metrics.lookups_of(others, messages - 1);
         }
+        share.tally.avoided(match first {
+            Lookup::Miss => messages - 1,
+            Lookup::Coalesced | Lookup::Hit | Lookup::Stale => messages,
+        });
     }
 }
 

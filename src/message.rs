@@ -24,6 +24,7 @@ pub use envelope::Limit;
 pub use flaw::Flaw;
 
 use std::mem;
+use std::vec;
 
 use zeroize::Zeroizing;
 
@@ -77,6 +78,47 @@ pub fn seal(
     ))
 }
 
+/// Message ids, each drawn for one message and used once.
+///
+/// They are drawn together, ahead of their use. That repeats no (key, nonce) for two plaintexts
+/// even in a copy of this process made in between, as by a restored snapshot: whoever draws them
+/// has the plaintexts already, so the copy seals the same ones.
+pub struct Ids(vec::IntoIter<[u8; MESSAGE_ID]>);
+
+impl Ids {
+    /// Ids for `count` messages whose plaintexts are settled.
+    ///
+    /// # Errors
+    /// [`random::Error`] when there are none to be had.
+    pub fn draw(count: usize) -> Result<Self, random::Error> {
+        let mut ids = vec![[0; MESSAGE_ID]; count];
+        random::fill(ids.as_flattened_mut())?;
+        Ok(Self(ids.into_iter()))
+    }
+
+    /// As [`seal`], with the next id; `None` when all are used.
+    ///
+    /// # Panics
+    /// As [`seal`].
+    pub fn seal(
+        &mut self,
+        data_key: &Secret<DATA_KEY>,
+        envelope: &Envelope,
+        associated_data: &[u8],
+        plaintext: &[u8],
+    ) -> Option<Vec<u8>> {
+        let message_id = self.0.next()?;
+        Some(seal_with(
+            data_key,
+            envelope,
+            &message_id,
+            FrameLength::DEFAULT,
+            associated_data,
+            plaintext,
+        ))
+    }
+}
+
 /// [`seal`] without randomness: a (data key, message id) pair must seal once at most.
 fn seal_with(
     data_key: &Secret<DATA_KEY>,
@@ -114,23 +156,42 @@ impl<'a> Message<'a> {
     /// # Errors
     /// The [`Flaw`] of the header that comes first.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Flaw> {
+        Self::read(bytes, None)
+    }
+
+    /// As [`Message::parse`], for a message that may well have the context and the encrypted data
+    /// keys of `other`, byte by byte: it then shares them instead of reading them again.
+    ///
+    /// # Errors
+    /// As [`Message::parse`].
+    pub fn parse_like(bytes: &'a [u8], other: &Message<'_>) -> Result<Self, Flaw> {
+        Self::read(bytes, Some(&other.header))
+    }
+
+    fn read(bytes: &'a [u8], like: Option<&Header<'_>>) -> Result<Self, Flaw> {
         let mut reader = Reader::new(bytes);
-        let header = Header::read(&mut reader)?;
+        let header = Header::read(&mut reader, like)?;
         Ok(Self {
             header,
             body: reader.rest(),
         })
     }
 
+    /// The serialized encryption context and encrypted data keys, as the message claims them:
+    /// equal bytes are equal claims.
+    pub fn claims(&self) -> &'a [u8] {
+        self.header.claims
+    }
+
     /// The encryption context, as the message claims. Empty in some messages of other producers.
     pub fn context(&self) -> &EncryptionContext {
-        &self.header.context
+        &self.header.claimed.context
     }
 
     /// The encrypted data keys, as the message claims, in its order. Those whose provider is not
     /// UTF-8 text, as raw keyrings write them, are left out: none of them is ours to unwrap.
     pub fn encrypted_data_keys(&self) -> &[EncryptedDataKey] {
-        &self.header.encrypted_data_keys
+        &self.header.claimed.encrypted_data_keys
     }
 
     /// The plaintext, after every byte of the message has been verified: commitment, header with

@@ -96,6 +96,11 @@ impl Metrics {
         self.0.values.lookups.of(lookup).fetch_add(1, Relaxed);
     }
 
+    /// Counts `more` look-ups that one of the same kind served.
+    pub fn lookups_of(&self, lookup: Lookup, more: u64) {
+        self.0.values.lookups.of(lookup).fetch_add(more, Relaxed);
+    }
+
     /// Look-ups so far.
     pub fn lookups(&self) -> Lookups {
         let read = |lookup| self.0.values.lookups.of(lookup).load(Relaxed);
@@ -328,8 +333,8 @@ mod tests {
         }
         metrics.refreshed(Refresh::Failed);
         metrics.retired(Retirement::Purge, Duration::from_secs(1), 1);
-        metrics.tenant("acme").avoided();
-        metrics.tenant("globex").avoided();
+        metrics.tenant("acme").avoided(1);
+        metrics.tenant("globex").avoided(1);
         let lookups = Lookups {
             hits: 2,
             stale: 1,

@@ -164,8 +164,8 @@ mod tests {
         metrics.refreshed(Refresh::Done);
         metrics.refreshed(Refresh::Failed);
         metrics.refreshed(Refresh::Refused);
-        metrics.tenant("acme").avoided();
-        metrics.tenant("acme").avoided();
+        metrics.tenant("acme").avoided(1);
+        metrics.tenant("acme").avoided(1);
         metrics.cache_size(7, 4096);
         metrics.degraded(Dependency::Kms, true);
         metrics.memory(true, 8192, 3);
@@ -251,10 +251,10 @@ mod tests {
     fn tenants_beyond_the_bound_share_a_series_and_no_count_is_lost() {
         let (telemetry, metrics) = telemetry();
         for number in 0..TENANTS + 5 {
-            metrics.tenant(&format!("t{number}")).avoided();
+            metrics.tenant(&format!("t{number}")).avoided(1);
         }
         // The last that fits keeps its own.
-        metrics.tenant(&format!("t{}", TENANTS - 1)).avoided();
+        metrics.tenant(&format!("t{}", TENANTS - 1)).avoided(1);
         let series = series(&telemetry);
         let of = |tenant: &str| {
             let name = format!("keybroker_kms_calls_avoided_total{{tenant=\"{tenant}\"}}");
@@ -278,7 +278,7 @@ mod tests {
     #[test]
     fn labels_have_no_other_names_than_those_of_closed_sets() {
         let (telemetry, metrics) = telemetry();
-        metrics.tenant("acme").avoided();
+        metrics.tenant("acme").avoided(1);
         metrics.retired(Retirement::Idle, Duration::ZERO, 1);
         let names: BTreeSet<String> = series(&telemetry)
             .keys()

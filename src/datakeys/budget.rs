@@ -32,13 +32,19 @@ impl Budget {
         }
     }
 
-    /// Takes one message of `bytes`, and tells what is left. When either does not suffice, what
-    /// was taken by then stays taken, which errs on the safe side.
-    pub(super) fn reserve(&self, bytes: u64) -> Result<Left, Spent> {
-        Ok(Left {
-            messages: take(&self.messages, 1).ok_or(Spent::Messages)?,
-            bytes: take(&self.bytes, bytes).ok_or(Spent::Bytes)?,
+    /// Takes as many of the messages with these `sizes` in bytes, from the first, as are left of
+    /// both, and tells how many and what is left then; never none. Messages that are taken before
+    /// the bytes turn out not to suffice for them stay taken, which errs on the safe side.
+    pub(super) fn reserve(&self, sizes: &[u64]) -> Result<(usize, Left), Spent> {
+        let (count, messages) = take(&self.messages, |left| {
+            let left = usize::try_from(left).unwrap_or(usize::MAX);
+            let count = left.min(sizes.len());
+            (count, u64::try_from(count).unwrap_or(u64::MAX))
         })
+        .ok_or(Spent::Messages)?;
+        let sizes = sizes.get(..count).unwrap_or_default();
+        let (count, bytes) = take(&self.bytes, |left| fitting(sizes, left)).ok_or(Spent::Bytes)?;
+        Ok((count, Left { messages, bytes }))
     }
 
     /// What is left now.
@@ -50,11 +56,28 @@ impl Budget {
     }
 }
 
-fn take(left: &AtomicU64, amount: u64) -> Option<u64> {
+/// Takes what `share` makes of what is left: how many messages, and how much for them. `None` when
+/// that is no message.
+fn take(left: &AtomicU64, share: impl Fn(u64) -> (usize, u64)) -> Option<(usize, u64)> {
     // Relaxed: each counter guards itself alone.
-    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-        left.checked_sub(amount)
-    })
-    .ok()?
-    .checked_sub(amount)
+    let before = left
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+            let (count, amount) = share(left);
+            left.checked_sub(amount).filter(|_| count > 0)
+        })
+        .ok()?;
+    let (count, amount) = share(before);
+    Some((count, before.checked_sub(amount)?))
+}
+
+/// How many of `sizes`, from the first, come to at most `left`, and what they come to.
+fn fitting(sizes: &[u64], left: u64) -> (usize, u64) {
+    let mut sum: u64 = 0;
+    for (count, size) in sizes.iter().enumerate() {
+        match sum.checked_add(*size).filter(|sum| *sum <= left) {
+            Some(larger) => sum = larger,
+            None => return (count, sum),
+        }
+    }
+    (sizes.len(), sum)
 }

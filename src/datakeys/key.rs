@@ -80,9 +80,10 @@ impl SealingKey {
         }
     }
 
-    /// Counts a message of `bytes` for the holder of `permit`. The identity of the entry says
-    /// already that its key and context are this key's; a hit is checked all the same, as if it
-    /// came from KMS.
+    /// Counts messages of these `sizes` in bytes, from the first and as many as there is room for,
+    /// for the holder of `permit`, and tells how many that are: at least one. The identity of the
+    /// entry says already that its key and context are this key's; a hit is checked all the same,
+    /// as if it came from KMS.
     ///
     /// # Errors
     /// Why this key is spent.
@@ -90,8 +91,8 @@ impl SealingKey {
         &self,
         permit: &Permit,
         now: Instant,
-        bytes: u64,
-    ) -> Result<Reservation, Spoiled> {
+        sizes: &[u64],
+    ) -> Result<(usize, Reservation), Spoiled> {
         let context = permit.context().serialized();
         if !self.origin().is_of(permit.key()) || self.envelope.context() != context {
             return Err(Spoiled::Mistaken);
@@ -99,14 +100,15 @@ impl SealingKey {
         if let Some(why) = self.ended(now) {
             return Err(Spoiled::Spent(why));
         }
-        let left = self.budget.reserve(bytes).map_err(|spent| match spent {
+        let (count, left) = self.budget.reserve(sizes).map_err(|spent| match spent {
             Spent::Bytes => Spoiled::Spent(Retirement::Bytes),
             Spent::Messages => Spoiled::Spent(Retirement::Messages),
         })?;
-        match self.soft_limit(now, left) {
-            Some(_) => Ok(Reservation::Stale),
-            None => Ok(Reservation::Fresh),
-        }
+        let reservation = match self.soft_limit(now, left) {
+            Some(_) => Reservation::Stale,
+            None => Reservation::Fresh,
+        };
+        Ok((count, reservation))
     }
 
     /// Why it may serve no more, whatever its budget.
@@ -223,15 +225,21 @@ impl OpeningKey {
     }
 }
 
-/// A sealing key with one message already counted.
+/// A sealing key with messages already counted.
 pub struct Reserved {
     pub(super) key: Arc<SealingKey>,
+    pub(super) messages: usize,
     /// Where the data key came from.
     pub source: Source,
 }
 
 impl Reserved {
-    /// Seals the one message that was reserved.
+    /// How many messages are counted: those with the first so many of the sizes asked for.
+    pub fn messages(&self) -> usize {
+        self.messages
+    }
+
+    /// Seals one message; others that were counted are lost.
     ///
     /// # Errors
     /// The random generator's failure.
@@ -245,9 +253,40 @@ impl Reserved {
         )
     }
 
+    /// All that was counted, to be sealed one by one. Their plaintexts must be settled: message
+    /// ids are drawn here.
+    ///
+    /// # Errors
+    /// The random generator's failure.
+    pub fn series(self) -> Result<Series, random::Error> {
+        Ok(Series {
+            ids: message::Ids::draw(self.messages)?,
+            key: self.key,
+        })
+    }
+
     /// The key version that wraps the data key.
     pub fn version(&self) -> &Arc<Version> {
         &self.key.version
+    }
+}
+
+/// A sealing key for as many messages as were counted, and no more.
+pub struct Series {
+    key: Arc<SealingKey>,
+    ids: message::Ids,
+}
+
+impl Series {
+    /// Seals the next message; `None` when as many as were counted are sealed.
+    pub fn seal(&mut self, associated_data: &[u8], plaintext: &[u8]) -> Option<Vec<u8>> {
+        let key = &self.key;
+        self.ids.seal(
+            key.material.secret(),
+            &key.envelope,
+            associated_data,
+            plaintext,
+        )
     }
 }
 

@@ -2,6 +2,7 @@
 //! is believed.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -56,22 +57,29 @@ pub(super) struct Header<'a> {
     /// `H`, as received: what the tag covers is never serialized again.
     bytes: &'a [u8],
     pub(super) message_id: &'a [u8; MESSAGE_ID],
-    pub(super) context: EncryptionContext,
-    pub(super) encrypted_data_keys: Vec<EncryptedDataKey>,
+    /// Where `claimed` stands in `bytes`.
+    pub(super) claims: &'a [u8],
+    pub(super) claimed: Arc<Claimed>,
     pub(super) framing: Framing,
     commitment: &'a [u8; COMMITMENT],
     tag: Tag,
 }
 
+/// What messages under one data key have in common.
+pub(super) struct Claimed {
+    pub(super) context: EncryptionContext,
+    pub(super) encrypted_data_keys: Vec<EncryptedDataKey>,
+}
+
 impl<'a> Header<'a> {
-    /// Reads a header off the front of `reader`, which must be at the start of the message.
-    pub(super) fn read(reader: &mut Reader<'a>) -> Result<Self, Flaw> {
+    /// Reads a header off the front of `reader`, which must be at the start of the message. Where
+    /// it claims what the header `like` does, that is shared.
+    pub(super) fn read(reader: &mut Reader<'a>, like: Option<&Header<'_>>) -> Result<Self, Flaw> {
         let whole = reader.rest();
         recognize(whole)?;
         reader.take(VERSION_AND_SUITE.len())?;
         let message_id = reader.array()?;
-        let context = read_context(reader)?;
-        let encrypted_data_keys = read_keys(reader)?;
+        let (claims, claimed) = read_claims(reader, like)?;
         let framing = read_framing(reader)?;
         let commitment = reader.array()?;
         let (bytes, _) = whole.split_at(whole.len() - reader.rest().len());
@@ -79,8 +87,8 @@ impl<'a> Header<'a> {
         Ok(Self {
             bytes,
             message_id,
-            context,
-            encrypted_data_keys,
+            claims,
+            claimed,
             framing,
             commitment,
             tag,
@@ -113,6 +121,24 @@ fn recognize(bytes: &[u8]) -> Result<(), Flaw> {
         [0x02] | [0x02, _] => Err(Flaw::Truncated),
         [version, ..] => Err(Flaw::Version(version)),
     }
+}
+
+fn read_claims<'a>(
+    reader: &mut Reader<'a>,
+    like: Option<&Header<'_>>,
+) -> Result<(&'a [u8], Arc<Claimed>), Flaw> {
+    let rest = reader.rest();
+    // Lengths stand in front of what they count, so equal beginnings read equally.
+    if let Some(like) = like.filter(|like| rest.starts_with(like.claims)) {
+        let claims = reader.take(like.claims.len())?;
+        return Ok((claims, Arc::clone(&like.claimed)));
+    }
+    let claimed = Arc::new(Claimed {
+        context: read_context(reader)?,
+        encrypted_data_keys: read_keys(reader)?,
+    });
+    let (claims, _) = rest.split_at(rest.len() - reader.rest().len());
+    Ok((claims, claimed))
 }
 
 fn read_context(reader: &mut Reader<'_>) -> Result<EncryptionContext, Flaw> {
@@ -209,7 +235,7 @@ mod tests {
             (b"\x02\x01\x78", Flaw::Suite(0x0178)),
         ];
         for (bytes, flaw) in cases {
-            let found = Header::read(&mut Reader::new(bytes)).err();
+            let found = Header::read(&mut Reader::new(bytes), None).err();
             assert_eq!(found, Some(flaw), "{bytes:02x?}");
         }
     }

@@ -158,9 +158,10 @@ pub struct TenantTally {
 }
 
 impl TenantTally {
-    /// Counts a call that a cached key served, where without a cache KMS would have been called.
-    pub fn avoided(&self) {
-        self.avoided.fetch_add(1, Relaxed);
+    /// Counts messages that a cached key served, where without a cache KMS would have been called
+    /// for each.
+    pub fn avoided(&self, messages: u64) {
+        self.avoided.fetch_add(messages, Relaxed);
     }
 }
 

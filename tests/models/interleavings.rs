@@ -152,6 +152,46 @@ fn drain(most: usize) -> usize {
     progress.peak
 }
 
+/// Three race for two messages each, of which there are five: every one gets what is left of its two
+/// or nothing, and no more than five are handed out.
+#[test]
+fn several_messages_are_taken_as_far_as_they_go() {
+    explore(|| {
+        let whole = Left {
+            messages: 5,
+            bytes: u64::MAX,
+        };
+        assert_eq!(shares_of(whole, &[1, 1]), [1, 2, 2]);
+    });
+}
+
+/// Three race for nine bytes, three and then two each: who comes first gets both, who comes second
+/// the first alone, and the last nothing.
+#[test]
+fn bytes_of_several_messages_are_never_overdrawn() {
+    explore(|| {
+        let whole = Left {
+            messages: u64::MAX,
+            bytes: 9,
+        };
+        assert_eq!(shares_of(whole, &[3, 2]), [1, 2]);
+    });
+}
+
+/// For how many of messages of these `sizes` three reservations had room, in order; those that had
+/// none are left out.
+fn shares_of(whole: Left, sizes: &'static [u64]) -> Vec<usize> {
+    let budget = Arc::new(Budget::new(whole));
+    let results = three(&budget, move |budget| budget.reserve(sizes).ok());
+    let mut shares: Vec<usize> = results
+        .into_iter()
+        .flatten()
+        .map(|(count, _)| count)
+        .collect();
+    shares.sort_unstable();
+    shares
+}
+
 #[derive(Default)]
 struct Progress {
     running: usize,
@@ -169,7 +209,9 @@ impl Progress {
 /// What the winners of three reservations of `bytes` were told is left, in order.
 fn race_for(whole: Left, bytes: u64, of: fn(&Left) -> u64) -> Vec<u64> {
     let budget = Arc::new(Budget::new(whole));
-    let results = three(&budget, move |budget| budget.reserve(bytes).ok());
+    let results = three(&budget, move |budget| {
+        budget.reserve(&[bytes]).ok().map(|(_, left)| left)
+    });
     let mut told: Vec<u64> = results.iter().flatten().map(of).collect();
     told.sort_unstable();
     assert_eq!(
