@@ -20,16 +20,32 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Their generated Debug would print plaintexts, keys and context values.
         .skip_debug(SECRETIVE)
         .btree_map(".keybroker.v1")
+        // Written by hand, to be bounded while they are read.
+        .extern_path(
+            ".keybroker.v1.EncryptBatchRequest",
+            "crate::grpc::batch::EncryptBatchRequest",
+        )
+        .extern_path(
+            ".keybroker.v1.DecryptBatchRequest",
+            "crate::grpc::batch::DecryptBatchRequest",
+        )
+        .extern_path(".google.rpc.Status", "::tonic_types::Status")
         .codec_path("crate::grpc::codec::Codec")
         .compile_fds(descriptors)?;
     Ok(())
 }
 
-const SECRETIVE: [&str; 11] = [
+const SECRETIVE: [&str; 17] = [
     ".keybroker.v1.EncryptRequest",
     ".keybroker.v1.EncryptResponse",
     ".keybroker.v1.DecryptRequest",
     ".keybroker.v1.DecryptResponse",
+    ".keybroker.v1.EncryptBatchResponse",
+    ".keybroker.v1.EncryptBatchResult",
+    ".keybroker.v1.EncryptBatchResult.outcome",
+    ".keybroker.v1.DecryptBatchResponse",
+    ".keybroker.v1.DecryptBatchResult",
+    ".keybroker.v1.DecryptBatchResult.outcome",
     ".keybroker.v1.ReEncryptRequest",
     ".keybroker.v1.ReEncryptResponse",
     ".keybroker.v1.GenerateDataKeyRequest",

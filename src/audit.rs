@@ -9,6 +9,7 @@ mod id;
 mod json;
 mod record;
 mod sink;
+mod tally;
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -39,6 +40,7 @@ pub use sink::Config;
 pub use sink::Error;
 pub use sink::Sink;
 pub use sink::Unavailable;
+pub use tally::Tally;
 
 /// Writes the records of one process.
 pub struct Audit {

@@ -3,9 +3,17 @@
 //! Unaware of gRPC. A request here is decoded and its checksums hold; everything else about it is
 //! still the caller's word.
 
+mod batch;
 mod notes;
 
 use std::sync::Arc;
+
+pub use batch::Answer;
+pub use batch::Cipher;
+pub use batch::Done;
+pub use batch::MAX_ITEMS;
+pub use batch::Plain;
+pub use batch::Plaintext;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -21,6 +29,7 @@ use crate::error::Error;
 use crate::identity::Caller;
 use crate::identity::Session;
 use crate::message::EncryptionContext;
+use crate::message::Flaw;
 use crate::message::Message;
 use crate::message::context;
 use crate::name::KeyId;
@@ -302,7 +311,7 @@ impl Call<'_> {
         self.note_plaintext(plaintext.len());
         let ciphertext = reserved
             .seal(associated_data, plaintext)
-            .map_err(no_randomness)?;
+            .map_err(|error| no_randomness(&error))?;
         Ok(Sealed {
             name: permit.key().name().clone(),
             version,
@@ -323,23 +332,14 @@ impl Call<'_> {
             name => Some(self.key_name(fields.name, name)?),
         };
         self.note_request(name.as_ref(), &from.context);
-        let authorize = |header: &EncryptionContext| {
-            self.policy
-                .authorize_open(&self.caller, action, name.as_ref(), header, &from.context)
-        };
-        let message = Message::parse(ciphertext).map_err(|flaw| {
-            // A named key is authorized even for a message that is none: what the caller may not
-            // use must not tell good messages from bad ones.
-            match (&name, authorize(&EncryptionContext::default())) {
-                (Some(_), Err(Refused::Denied(denied))) => Error::from(denied),
-                _ => Error::from(flaw),
-            }
-        })?;
+        let parsed = Message::parse(ciphertext);
+        let message = self.message(action, &from, name.as_ref(), parsed)?;
         if name.is_none() {
             let named = policy::key_named(message.context());
             self.note_request(named.as_ref(), &from.context);
         }
-        let permit = authorize(message.context()).map_err(|refused| refusal(refused, fields))?;
+        let permit =
+            self.permit_opening(action, fields, &from, name.as_ref(), message.context())?;
         self.note_permit(&permit);
         let opener = self
             .broker
@@ -356,6 +356,42 @@ impl Call<'_> {
             version,
             plaintext,
         })
+    }
+
+    /// The message, if it was read.
+    fn message<'m>(
+        &self,
+        action: Action,
+        from: &Binding,
+        name: Option<&KeyName>,
+        parsed: Result<Message<'m>, Flaw>,
+    ) -> Result<Message<'m>, Error> {
+        parsed.map_err(|flaw| {
+            let nothing = EncryptionContext::default();
+            let own = &from.context;
+            let authorized = self
+                .policy
+                .authorize_open(&self.caller, action, name, &nothing, own);
+            // A named key is authorized even for a message that is none: what the caller may not
+            // use must not tell good messages from bad ones.
+            match (name, authorized) {
+                (Some(_), Err(Refused::Denied(denied))) => Error::from(denied),
+                _ => Error::from(flaw),
+            }
+        })
+    }
+
+    fn permit_opening(
+        &self,
+        action: Action,
+        fields: &Fields,
+        from: &Binding,
+        name: Option<&KeyName>,
+        header: &EncryptionContext,
+    ) -> Result<Permit, Error> {
+        self.policy
+            .authorize_open(&self.caller, action, name, header, &from.context)
+            .map_err(|refused| refusal(refused, fields))
     }
 
     fn key_name(&self, field: &'static str, text: &str) -> Result<KeyName, Error> {
@@ -437,11 +473,11 @@ fn random_bytes(length: usize) -> Result<Zeroizing<Vec<u8>>, Error> {
         return Err(invalid("number_of_bytes", why));
     }
     let mut bytes = Zeroizing::new(vec![0; length]);
-    random::fill(&mut bytes).map_err(no_randomness)?;
+    random::fill(&mut bytes).map_err(|error| no_randomness(&error))?;
     Ok(bytes)
 }
 
-fn no_randomness(_: random::Error) -> Error {
+fn no_randomness(_: &random::Error) -> Error {
     Error::Bug("the operating system's random generator failed".into())
 }
 

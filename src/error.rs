@@ -63,7 +63,10 @@ pub enum Error {
     KmsUnavailable(String),
     /// The request's body is longer than any message may be.
     #[error("request body over its limit")]
-    MessageTooLarge,
+    MessageTooLarge {
+        /// The limit of its method, in bytes.
+        limit: usize,
+    },
     /// No such method.
     #[error("no such method")]
     MethodUnknown,
@@ -78,6 +81,12 @@ pub enum Error {
     PlaintextTooLarge {
         /// Its length in bytes.
         length: usize,
+    },
+    /// An item's result has no room left in its batch's response.
+    #[error("no room left in the response")]
+    ResponseTooLarge {
+        /// The response's limit in bytes.
+        limit: usize,
     },
     /// The tenant's own KMS key does not exist or is of the wrong kind.
     #[error("tenant's KMS configuration: {0}")]
@@ -195,9 +204,10 @@ impl Error {
             | Self::KeyPendingDeletion(_)
             | Self::KmsAccessDenied(_)
             | Self::Malformed
-            | Self::MessageTooLarge
+            | Self::MessageTooLarge { .. }
             | Self::MethodUnknown
             | Self::PlaintextTooLarge { .. }
+            | Self::ResponseTooLarge { .. }
             | Self::TenantKmsConfigInvalid(_)
             | Self::TenantKmsDenied(_)
             | Self::Unauthenticated(_)
@@ -222,10 +232,11 @@ impl Error {
             Self::KmsThrottled => "KMS_THROTTLED",
             Self::KmsUnavailable(_) => "KMS_UNAVAILABLE",
             Self::Malformed => "REQUEST_MALFORMED",
-            Self::MessageTooLarge => "MESSAGE_TOO_LARGE",
+            Self::MessageTooLarge { .. } => "MESSAGE_TOO_LARGE",
             Self::MethodUnknown => "METHOD_UNKNOWN",
             Self::Overloaded => "OVERLOADED",
             Self::PlaintextTooLarge { .. } => "PLAINTEXT_TOO_LARGE",
+            Self::ResponseTooLarge { .. } => "RESPONSE_TOO_LARGE",
             Self::TenantKmsConfigInvalid(_) => "TENANT_KMS_CONFIG_INVALID",
             Self::TenantKmsDenied(_) => "TENANT_KMS_DENIED",
             Self::Unauthenticated(Unauthenticated::Expired) => "IDENTITY_EXPIRED",

@@ -5,6 +5,7 @@
 //! messages into broker calls, and `status` turns errors into statuses. [`client`] is the other
 //! side, for our own command line.
 
+mod batch;
 pub mod client;
 pub(crate) mod codec;
 mod connection;
@@ -35,6 +36,10 @@ pub use status::DOMAIN;
 pub mod pb {
     tonic::include_proto!("keybroker.v1");
 
+    pub use super::batch::DecryptBatchRequest;
+    pub use super::batch::EncryptBatchRequest;
+    pub use tonic_types::Status;
+
     /// The descriptors of the contract, for reflection and for tests that enumerate it.
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
@@ -53,6 +58,12 @@ pub mod pb {
         EncryptResponse,
         DecryptRequest,
         DecryptResponse,
+        EncryptBatchRequest,
+        EncryptBatchResponse,
+        EncryptBatchResult,
+        DecryptBatchRequest,
+        DecryptBatchResponse,
+        DecryptBatchResult,
         ReEncryptRequest,
         ReEncryptResponse,
         GenerateDataKeyRequest,
@@ -61,8 +72,29 @@ pub mod pb {
         GenerateDataKeyWithoutPlaintextResponse,
         GenerateRandomResponse,
     );
+
+    impl std::fmt::Debug for encrypt_batch_result::Outcome {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            match self {
+                Self::Response(response) => response.fmt(f),
+                Self::Status(status) => status.fmt(f),
+            }
+        }
+    }
+
+    impl std::fmt::Debug for decrypt_batch_result::Outcome {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            match self {
+                Self::Response(response) => response.fmt(f),
+                Self::Status(status) => status.fmt(f),
+            }
+        }
+    }
 }
 
 /// Longest request or response, in bytes: a plaintext of 1 MiB with room for header, tags, context
 /// and associated data, so that every ciphertext of ours fits.
 pub const MAX_MESSAGE: usize = (1 << 20) + (128 << 10);
+
+/// Longest request or response of a batch, in bytes.
+pub const MAX_BATCH: usize = 4 << 20;

@@ -11,6 +11,7 @@ use crate::audit::json::Fragment;
 use crate::audit::json::Names;
 use crate::audit::json::Other;
 use crate::audit::json::put;
+use crate::audit::tally::Tally;
 use crate::name::KeyName;
 use crate::name::TenantId;
 
@@ -45,6 +46,8 @@ pub struct Record {
     pub cache: Option<Cache>,
     /// KMS's name for its call, which joins this record to CloudTrail's.
     pub kms_request_id: Option<String>,
+    /// The items of a batch and what became of them; stands in no other call's line.
+    pub items: Option<Tally>,
     /// Why the call failed; `None` if it was served.
     pub failure: Option<Failure>,
 }
@@ -215,6 +218,9 @@ impl Record {
             r#","plaintextBytes":"#,
             self.plaintext_bytes.map(Other),
         );
+        if let Some(items) = &self.items {
+            put(line, r#","items":"#, Other(items.items()));
+        }
         line.push(b'}');
     }
 
@@ -240,6 +246,9 @@ impl Record {
         );
         put(line, r#","cache":"#, self.cache.map(Cache::name));
         put(line, r#","kmsRequestID":"#, self.kms_request_id.as_deref());
+        if let Some(items) = &self.items {
+            put(line, r#","items":"#, Other(items.rows()));
+        }
         let micros = i64::try_from(micros).unwrap_or(i64::MAX);
         put(line, r#","durationMicros":"#, Other(micros));
         line.push(b'}');

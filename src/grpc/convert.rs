@@ -9,15 +9,20 @@ use bytes::Bytes;
 use zeroize::Zeroizing;
 
 use crate::broker::Binding;
+use crate::broker::Cipher;
+use crate::broker::Done;
 use crate::broker::Opened;
 use crate::broker::Page;
+use crate::broker::Plain;
+use crate::broker::Plaintext;
 use crate::broker::Sealed;
 use crate::broker::Visible;
+use crate::datakeys::Version;
 use crate::error::Error;
 use crate::grpc::pb;
 
 /// Whether a checksum came with a field and was compared.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Verified(bool);
 
 pub(super) struct Encrypt {
@@ -53,11 +58,38 @@ impl TryFrom<pb::EncryptRequest> for Encrypt {
 
 impl Encrypt {
     pub(super) fn respond(verified: [Verified; 2], sealed: Sealed) -> pb::EncryptResponse {
+        Self::response(
+            verified,
+            sealed.name.to_string(),
+            &sealed.version,
+            sealed.ciphertext,
+        )
+    }
+
+    /// The response of one item of a batch.
+    pub(super) fn respond_item(
+        verified: [Verified; 2],
+        item: Done<Vec<u8>>,
+    ) -> pb::EncryptResponse {
+        Self::response(
+            verified,
+            String::from(&*item.name),
+            &item.version,
+            item.content,
+        )
+    }
+
+    fn response(
+        verified: [Verified; 2],
+        name: String,
+        version: &Version,
+        ciphertext: Vec<u8>,
+    ) -> pb::EncryptResponse {
         let [plaintext, associated_data] = verified;
-        let (ciphertext, ciphertext_crc32c) = summed(sealed.ciphertext);
+        let (ciphertext, ciphertext_crc32c) = summed(ciphertext);
         pb::EncryptResponse {
-            name: sealed.name.to_string(),
-            key_version: sealed.version.name.to_string(),
+            name,
+            key_version: String::from(&*version.name),
             ciphertext,
             ciphertext_crc32c,
             verified_plaintext_crc32c: plaintext.0,
@@ -103,12 +135,39 @@ impl TryFrom<pb::DecryptRequest> for Decrypt {
 
 impl Decrypt {
     pub(super) fn respond(verified: [Verified; 2], opened: Opened) -> pb::DecryptResponse {
+        Self::response(
+            verified,
+            opened.name.to_string(),
+            &opened.version,
+            opened.plaintext,
+        )
+    }
+
+    /// The response of one item of a batch.
+    pub(super) fn respond_item(
+        verified: [Verified; 2],
+        item: Done<Plaintext>,
+    ) -> pb::DecryptResponse {
+        Self::response(
+            verified,
+            String::from(&*item.name),
+            &item.version,
+            item.content,
+        )
+    }
+
+    fn response(
+        verified: [Verified; 2],
+        name: String,
+        version: &Version,
+        plaintext: Plaintext,
+    ) -> pb::DecryptResponse {
         let [ciphertext, associated_data] = verified;
-        let (plaintext, plaintext_crc32c) = secret(opened.plaintext);
+        let (plaintext, plaintext_crc32c) = secret(plaintext);
         pb::DecryptResponse {
-            name: opened.name.to_string(),
-            key_version: opened.version.name.to_string(),
-            used_primary: opened.version.primary,
+            name,
+            key_version: String::from(&*version.name),
+            used_primary: version.primary,
             plaintext,
             plaintext_crc32c,
             verified_ciphertext_crc32c: ciphertext.0,
@@ -119,6 +178,38 @@ impl Decrypt {
     pub(super) fn verified(&self) -> [Verified; 2] {
         self.verified
     }
+}
+
+/// What is to be encrypted, and which checksums came with it, item by item.
+pub(super) fn plaintexts(
+    request: pb::EncryptBatchRequest,
+) -> (Vec<Result<Plain, Error>>, Vec<[Verified; 2]>) {
+    let pb::EncryptBatchRequest { items } = request;
+    let items = items.into_iter().map(|item| {
+        let item = Encrypt::try_from(item);
+        let verified = item.as_ref().map(Encrypt::verified).unwrap_or_default();
+        let item = item.map(|Encrypt { to, plaintext, .. }| Plain { to, plaintext });
+        (item, verified)
+    });
+    items.unzip()
+}
+
+/// What is to be decrypted, likewise.
+pub(super) fn ciphertexts(
+    request: pb::DecryptBatchRequest,
+) -> (Vec<Result<Cipher, Error>>, Vec<[Verified; 2]>) {
+    let pb::DecryptBatchRequest { items } = request;
+    let items = items.into_iter().map(|item| {
+        let item = Decrypt::try_from(item);
+        let verified = item.as_ref().map(Decrypt::verified).unwrap_or_default();
+        let item = item.map(
+            |Decrypt {
+                 from, ciphertext, ..
+             }| Cipher { from, ciphertext },
+        );
+        (item, verified)
+    });
+    items.unzip()
 }
 
 pub(super) struct ReEncrypt {

@@ -24,6 +24,7 @@ use tonic_health::server::HealthReporter;
 use crate::audit::Audit;
 use crate::broker::Broker;
 use crate::clock::Clock;
+use crate::grpc::MAX_BATCH;
 use crate::grpc::MAX_MESSAGE;
 use crate::grpc::connection::Connections;
 use crate::grpc::driver::Deadlines;
@@ -36,7 +37,9 @@ use crate::grpc::pb::key_broker_service_server::SERVICE_NAME;
 use crate::grpc::service::Service;
 use crate::grpc::tls::Material;
 use crate::grpc::witness::Method;
+use crate::grpc::witness::Rpc;
 use crate::grpc::witness::Witness;
+use crate::grpc::witness::Work;
 use crate::strict::OutOfBounds;
 
 /// What the server serves.
@@ -224,10 +227,7 @@ impl Server {
     ) -> Result<Self, listener::Error> {
         let sockets = Sockets::bind(listen).await?;
         let (health, health_service) = tonic_health::server::health_reporter();
-        let service = KeyBrokerServiceServer::new(Service(Arc::clone(&parts.broker)))
-            .max_decoding_message_size(MAX_MESSAGE)
-            .max_encoding_message_size(MAX_MESSAGE);
-        let mut routes = Routes::new(service).add_service(health_service);
+        let mut routes = Routes::new(health_service);
         if listen.reflection {
             routes = routes
                 .add_service(
@@ -244,7 +244,7 @@ impl Server {
         let clock = Arc::clone(&parts.clock);
         let witness = Witness::new(
             routes.prepare(),
-            methods(listen),
+            methods(&parts.broker, listen),
             parts.audit,
             Arc::clone(&clock),
             limits.in_flight,
@@ -390,9 +390,30 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
 }
 
 /// The methods that there are, by path, from the contracts themselves.
-fn methods(listen: &listener::Config) -> HashMap<String, Method> {
+fn methods(broker: &Arc<Broker>, listen: &listener::Config) -> HashMap<String, Method> {
+    let ours = |limit| {
+        let service = KeyBrokerServiceServer::new(Service(Arc::clone(broker)))
+            .max_decoding_message_size(limit)
+            .max_encoding_message_size(limit);
+        (Routes::new(service).prepare(), limit)
+    };
+    let usual = ours(MAX_MESSAGE);
+    let batch = ours(MAX_BATCH);
+    let rpc = |name: &str| {
+        let ((routes, limit), work) = match name {
+            "EncryptBatch" | "DecryptBatch" => (&batch, Work::Long),
+            _ => (&usual, Work::Short),
+        };
+        Method::Ours(Rpc {
+            name: name.into(),
+            routes: routes.clone(),
+            limit: *limit,
+            work,
+        })
+    };
+
     let mut methods = HashMap::new();
-    let mut enter = |descriptors: &[u8], kind: fn(&str) -> Method| {
+    let mut enter = |descriptors: &[u8], kind: &dyn Fn(&str) -> Method| {
         let descriptors =
             FileDescriptorSet::decode(descriptors).expect("descriptors are made with their code");
         for file in &descriptors.file {
@@ -404,14 +425,14 @@ fn methods(listen: &listener::Config) -> HashMap<String, Method> {
             }
         }
     };
-    enter(pb::DESCRIPTORS, |name| Method::Ours(name.into()));
-    enter(tonic_health::pb::FILE_DESCRIPTOR_SET, |_| Method::Health);
+    enter(pb::DESCRIPTORS, &rpc);
+    enter(tonic_health::pb::FILE_DESCRIPTOR_SET, &|_| Method::Health);
     if listen.reflection {
         for descriptors in [
             tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
             tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
         ] {
-            enter(descriptors, |_| Method::Reflection);
+            enter(descriptors, &|_| Method::Reflection);
         }
     }
     methods

@@ -10,6 +10,7 @@ use crate::audit::Failure;
 use crate::broker::Broker;
 use crate::broker::Call;
 use crate::error::Error;
+use crate::grpc::batch;
 use crate::grpc::convert;
 use crate::grpc::convert::Decrypt;
 use crate::grpc::convert::Encrypt;
@@ -54,6 +55,14 @@ impl Service {
     }
 }
 
+/// The id of the call, for the statuses of its items.
+fn request_id<Q>(request: &Request<Q>) -> Arc<str> {
+    let passage = request.extensions().get::<Passage>();
+    passage
+        .map(|passage| Arc::clone(&passage.request_id))
+        .unwrap_or_default()
+}
+
 /// The record's words for `error`: more than the client is told.
 pub(super) fn failure(error: &Error) -> Failure {
     let cause = match error {
@@ -90,6 +99,38 @@ impl KeyBrokerService for Service {
             let verified = request.verified();
             let opened = call.decrypt(request.from, &request.ciphertext).await?;
             Ok(Decrypt::respond(verified, opened))
+        })
+        .await
+    }
+
+    async fn encrypt_batch(
+        &self,
+        request: Request<pb::EncryptBatchRequest>,
+    ) -> Result<Response<pb::EncryptBatchResponse>, Status> {
+        let request_id = request_id(&request);
+        self.serve(request, async |call, request| {
+            let (items, verified) = convert::plaintexts(request);
+            let answers = call.encrypt_batch(items).await?;
+            let (results, tally) =
+                batch::results(answers, verified, &request_id, Encrypt::respond_item);
+            call.note_items(tally);
+            Ok(pb::EncryptBatchResponse { results })
+        })
+        .await
+    }
+
+    async fn decrypt_batch(
+        &self,
+        request: Request<pb::DecryptBatchRequest>,
+    ) -> Result<Response<pb::DecryptBatchResponse>, Status> {
+        let request_id = request_id(&request);
+        self.serve(request, async |call, request| {
+            let (items, verified) = convert::ciphertexts(request);
+            let answers = call.decrypt_batch(items).await?;
+            let (results, tally) =
+                batch::results(answers, verified, &request_id, Decrypt::respond_item);
+            call.note_items(tally);
+            Ok(pb::DecryptBatchResponse { results })
         })
         .await
     }

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use prost::Message as _;
 use tonic::Code;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
@@ -35,6 +36,13 @@ pub(super) fn status(error: &Error, request_id: &str) -> Status {
     Status::with_error_details_and_metadata(code(error), sentence(error), details, trailers)
 }
 
+/// [`status`] as a message, for one item of a batch of the call `request_id`.
+pub(super) fn item_status(error: &Error, request_id: &str) -> tonic_types::Status {
+    // The details of a status are that message, encoded.
+    tonic_types::Status::decode(status(error, request_id).details())
+        .expect("what was encoded a line above decodes")
+}
+
 fn code(error: &Error) -> Code {
     match error {
         Error::AuditUnavailable(_) | Error::KmsThrottled | Error::KmsUnavailable(_) => {
@@ -45,7 +53,7 @@ fn code(error: &Error) -> Code {
         | Error::Context { .. }
         | Error::Invalid { .. }
         | Error::Malformed
-        | Error::MessageTooLarge
+        | Error::MessageTooLarge { .. }
         | Error::PlaintextTooLarge { .. }
         | Error::Unverified(_) => Code::InvalidArgument,
         Error::Denied(_) | Error::Unmapped => Code::PermissionDenied,
@@ -55,7 +63,7 @@ fn code(error: &Error) -> Code {
         | Error::TenantKmsConfigInvalid(_)
         | Error::TenantKmsDenied(_) => Code::FailedPrecondition,
         Error::MethodUnknown => Code::Unimplemented,
-        Error::Overloaded => Code::ResourceExhausted,
+        Error::Overloaded | Error::ResponseTooLarge { .. } => Code::ResourceExhausted,
         Error::Unauthenticated(_) => Code::Unauthenticated,
     }
 }
@@ -105,10 +113,9 @@ fn sentence(error: &Error) -> String {
              the broker's proto"
                 .into()
         }
-        Error::MessageTooLarge => format!(
-            "the request's body is over the limit of {} bytes: send less in one call",
-            super::MAX_MESSAGE
-        ),
+        Error::MessageTooLarge { limit } => {
+            format!("the request's body is over the limit of {limit} bytes: send less in one call")
+        }
         Error::MethodUnknown => {
             "there is no such method: see the services that reflection lists".into()
         }
@@ -116,6 +123,10 @@ fn sentence(error: &Error) -> String {
         Error::PlaintextTooLarge { length } => format!(
             "the plaintext has {length} bytes, over the limit of {MAX_PLAINTEXT}: encrypt it in \
              parts, or under a key from GenerateDataKey"
+        ),
+        Error::ResponseTooLarge { limit } => format!(
+            "with this item's result the response would pass the limit of {limit} bytes: send the \
+             item in another call"
         ),
         Error::TenantKmsConfigInvalid(_) => {
             "the tenant's KMS key does not exist or is of the wrong kind: correct the key's \
@@ -200,7 +211,9 @@ fn metadata(error: &Error) -> HashMap<String, String> {
         Error::Context { field, .. } | Error::Invalid { field, .. } => {
             pair("field", (*field).into())
         }
-        Error::MessageTooLarge => pair("limit", super::MAX_MESSAGE.to_string()),
+        Error::MessageTooLarge { limit } | Error::ResponseTooLarge { limit } => {
+            pair("limit", limit.to_string())
+        }
         Error::PlaintextTooLarge { length } => HashMap::from([
             ("length".to_owned(), length.to_string()),
             ("limit".to_owned(), MAX_PLAINTEXT.to_string()),
@@ -231,7 +244,7 @@ fn describe(error: &Error, request_id: &str, details: &mut ErrorDetails) {
         Error::Checksum(field) | Error::Context { field, .. } | Error::Invalid { field, .. } => {
             details.add_bad_request_violation(*field, sentence(error));
         }
-        Error::Malformed | Error::MessageTooLarge => {
+        Error::Malformed | Error::MessageTooLarge { .. } => {
             details.add_bad_request_violation("", sentence(error));
         }
         Error::PlaintextTooLarge { .. } => {
@@ -263,6 +276,7 @@ fn describe(error: &Error, request_id: &str, details: &mut ErrorDetails) {
         | Error::KmsUnavailable(_)
         | Error::MethodUnknown
         | Error::Overloaded
+        | Error::ResponseTooLarge { .. }
         | Error::Unverified(_) => {}
     }
 }
@@ -283,10 +297,11 @@ fn pause(error: &Error) -> Option<Duration> {
         | Error::KmsAccessDenied(_)
         | Error::KmsUnavailable(_)
         | Error::Malformed
-        | Error::MessageTooLarge
+        | Error::MessageTooLarge { .. }
         | Error::MethodUnknown
         | Error::Overloaded
         | Error::PlaintextTooLarge { .. }
+        | Error::ResponseTooLarge { .. }
         | Error::TenantKmsConfigInvalid(_)
         | Error::TenantKmsDenied(_)
         | Error::Unauthenticated(_)

@@ -45,18 +45,38 @@ pub(super) struct Passage {
 pub(super) struct Witness(Arc<Inner>);
 
 /// A method that there is.
-#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Method {
     /// Of grpc.health.v1, which is open to peers without an identity.
     Health,
-    /// Of the broker, by its name.
-    Ours(Arc<str>),
+    /// Of the broker.
+    Ours(Rpc),
     /// Of gRPC reflection.
     Reflection,
 }
 
+/// What the layer has to know of an RPC of the broker.
+pub(super) struct Rpc {
+    /// The name without its service.
+    pub(super) name: Arc<str>,
+    /// What serves it.
+    pub(super) routes: Routes,
+    /// The longest request that those take, in bytes.
+    pub(super) limit: usize,
+    pub(super) work: Work,
+}
+
+/// How much an RPC has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Work {
+    /// Enough to hold up the other calls of its connection: it runs beside them.
+    Long,
+    /// So little that it may run in the connection's own task.
+    Short,
+}
+
 struct Inner {
-    routes: Routes,
+    /// Of the methods that are not ours.
+    open: Routes,
     /// By path, exactly: nothing that only looks like one of them gets past here.
     methods: HashMap<String, Method>,
     audit: Arc<Audit>,
@@ -65,9 +85,10 @@ struct Inner {
 }
 
 impl Witness {
-    /// Guards `routes`, which have `methods`: at most `in_flight` calls of ours at once.
+    /// Guards `methods`, those that are not ours served by `open`: at most `in_flight` calls of ours
+    /// at once.
     pub(super) fn new(
-        routes: Routes,
+        open: Routes,
         methods: HashMap<String, Method>,
         audit: Arc<Audit>,
         clock: Arc<dyn Clock>,
@@ -75,7 +96,7 @@ impl Witness {
     ) -> Self {
         let in_flight = Semaphore::new(in_flight);
         Self(Arc::new(Inner {
-            routes,
+            open,
             methods,
             audit,
             clock,
@@ -97,20 +118,21 @@ impl Witness {
     ) -> http::Response<Body> {
         connection.call();
         let inner = &self.0;
-        match inner.methods.get(request.uri().path()) {
+        let rpc = match inner.methods.get(request.uri().path()) {
             Some(open @ (Method::Health | Method::Reflection)) => {
                 return self.open(open, connection, request).await;
             }
-            Some(Method::Ours(_)) | None => {}
-        }
+            Some(Method::Ours(rpc)) => Some(rpc),
+            None => None,
+        };
         let home = tokio::task::try_id();
         let entry = inner.audit.begin();
         let notes = entry.notes();
         let request_id = request_id(request.headers(), || entry.id());
-        notes.add(|record| inner.introduce(record, connection, &request, &request_id));
+        notes.add(|record| introduce(record, rpc, connection, request.headers(), &request_id));
 
         let patience = patience(request.headers());
-        let pass = AssertUnwindSafe(inner.pass(connection, request, &notes, &request_id));
+        let pass = AssertUnwindSafe(inner.pass(connection, rpc, request, &notes, &request_id));
         let outcome = match tokio::time::timeout(patience, pass.catch_unwind()).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(Error::Bug("a panic".into())),
@@ -148,14 +170,14 @@ impl Witness {
         let identity = connection.authenticated(self.0.clock.wall());
         // The health listener knows no peers; elsewhere one whose identity is gone gets nothing.
         match identity {
-            Err(Unauthenticated::Missing) if *method == Method::Health => {}
+            Err(Unauthenticated::Missing) if matches!(method, Method::Health) => {}
             Err(reason) => {
                 let request_id = request_id(request.headers(), || self.0.audit.id());
                 return status(&reason.into(), &request_id).into_http();
             }
             Ok(_) => {}
         }
-        match self.0.routes.clone().oneshot(request).await {
+        match self.0.open.clone().oneshot(request).await {
             Ok(response) => response,
             Err(never) => match never {},
         }
@@ -163,36 +185,16 @@ impl Witness {
 }
 
 impl Inner {
-    /// Notes what is known of a call before anything of it is believed.
-    fn introduce(
-        &self,
-        record: &mut Record,
-        connection: &Connection,
-        request: &http::Request<Body>,
-        request_id: &Arc<str>,
-    ) {
-        let headers = request.headers();
-        record.event_name = match self.methods.get(request.uri().path()) {
-            Some(Method::Ours(name)) => Some(Arc::clone(name)),
-            Some(Method::Health | Method::Reflection) | None => None,
-        };
-        record.origin = Some(Arc::clone(&connection.origin));
-        record.user_agent = text(headers, "user-agent").map(|agent| connection.agent(agent));
-        record.trace_id = text(headers, "traceparent").and_then(trace_id);
-        record.request_id = Some(Arc::clone(request_id));
-    }
-
     async fn pass(
         &self,
         connection: &Connection,
+        rpc: Option<&Rpc>,
         mut request: http::Request<Body>,
         notes: &Notes,
         request_id: &Arc<str>,
     ) -> Result<http::Response<Body>, Error> {
         let session = Arc::clone(connection.authenticated(self.clock.wall())?);
-        if !self.methods.contains_key(request.uri().path()) {
-            return Err(Error::MethodUnknown);
-        }
+        let rpc = rpc.ok_or(Error::MethodUnknown)?;
         let _room = self
             .in_flight
             .try_acquire()
@@ -202,23 +204,43 @@ impl Inner {
             notes: notes.clone(),
             request_id: Arc::clone(request_id),
         });
-        let response = match self.routes.clone().oneshot(request).await {
+        match rpc.work {
+            // Whoever polled it in the connection's task now gives it one of its own.
+            Work::Long => tokio::task::yield_now().await,
+            Work::Short => {}
+        }
+        let response = match rpc.routes.clone().oneshot(request).await {
             Ok(response) => response,
             Err(never) => match never {},
         };
         match response.extensions().get::<Status>() {
             // Our own methods note why they fail; a status without a note is tonic's.
-            Some(status) if !notes.failed() => Err(of_tonic(status.code())),
+            Some(status) if !notes.failed() => Err(of_tonic(status.code(), rpc.limit)),
             Some(_) | None => Ok(response),
         }
     }
 }
 
+/// Notes what is known of a call before anything of it is believed.
+fn introduce(
+    record: &mut Record,
+    rpc: Option<&Rpc>,
+    connection: &Connection,
+    headers: &HeaderMap,
+    request_id: &Arc<str>,
+) {
+    record.event_name = rpc.map(|rpc| Arc::clone(&rpc.name));
+    record.origin = Some(Arc::clone(&connection.origin));
+    record.user_agent = text(headers, "user-agent").map(|agent| connection.agent(agent));
+    record.trace_id = text(headers, "traceparent").and_then(trace_id);
+    record.request_id = Some(Arc::clone(request_id));
+}
+
 /// tonic's own refusals, as rows of our table. Paths that are none never get to it, so what it does
 /// not implement is an encoding: we take no compressed bodies.
-fn of_tonic(code: Code) -> Error {
+fn of_tonic(code: Code, limit: usize) -> Error {
     match code {
-        Code::OutOfRange => Error::MessageTooLarge,
+        Code::OutOfRange => Error::MessageTooLarge { limit },
         _ => Error::Malformed,
     }
 }

@@ -14,6 +14,7 @@ use tonic::Code;
 use tonic::IntoRequest as _;
 use tonic::Status;
 
+use crate::batch;
 use crate::harness::Authority;
 use crate::harness::Broker;
 use crate::harness::Connection;
@@ -66,6 +67,7 @@ const TABLE: &[Row] = &[
     ),
     ("POLICY_DENIED", Code::PermissionDenied, &["RequestInfo"]),
     ("REQUEST_MALFORMED", Code::InvalidArgument, &["BadRequest"]),
+    ("RESPONSE_TOO_LARGE", Code::ResourceExhausted, &[]),
     (
         "TENANT_KMS_CONFIG_INVALID",
         Code::FailedPrecondition,
@@ -253,6 +255,7 @@ async fn provoke(reason: &str) -> Status {
             )
             .await
         }
+        "RESPONSE_TOO_LARGE" => batch::response_too_large().await,
         "TENANT_KMS_CONFIG_INVALID" => {
             tenants_kms_answers(kms::Error::NotFound("gone".into())).await
         }

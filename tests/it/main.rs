@@ -17,6 +17,7 @@ mod harness;
 
 mod admin;
 mod aws;
+mod batch;
 mod bodies;
 mod cache;
 mod checksums;

@@ -42,7 +42,7 @@ async fn a_python_client_works_over_mutual_tls() {
     let file = |name| broker.folder().join(name).to_str().unwrap().to_owned();
     let files = [file("ca.pem"), file("client.pem"), file("client.key")];
     client(&target, "localhost", &files).await;
-    assert_eq!(broker.records().len(), 3 + 2 * SHORT.len());
+    assert_eq!(broker.records().len(), 5 + 2 * SHORT.len());
     broker.stop().await;
 }
 

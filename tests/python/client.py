@@ -23,7 +23,7 @@ CONTEXT = {"purpose": "test"}
 
 def generate(protos: str, out: str):
     """Generates the contract's code into `out`, and imports it."""
-    needed = [CONTRACT, "google/api/field_behavior.proto"]
+    needed = [CONTRACT, "google/api/field_behavior.proto", "google/rpc/status.proto"]
     builtin = pathlib.Path(grpc_tools.__file__).parent / "_proto"
     arguments = ["protoc", f"-I{protos}", f"-I{builtin}"]
     outputs = [f"--python_out={out}", f"--grpc_python_out={out}"]
@@ -98,6 +98,22 @@ def sized(broker: Broker, size: int) -> None:
     assert opened.plaintext == plaintext, f"{size} bytes"
 
 
+def batch(broker: Broker) -> None:
+    plaintexts = [bytes([n]) * (n + 1) for n in range(3)]
+    items = [{"name": "keys/orders", "plaintext": plaintext} for plaintext in plaintexts]
+    items.insert(1, {"name": "keys/absent", "plaintext": b"x"})
+    answer = broker.call("EncryptBatch", items=items)
+    denied = answer.results.pop(1)
+    assert denied.WhichOneof("outcome") == "status", denied
+    assert denied.status.code == grpc.StatusCode.PERMISSION_DENIED.value[0], denied
+    assert any(b"POLICY_DENIED" in one.value for one in denied.status.details), denied
+
+    items = [{"ciphertext": result.response.ciphertext} for result in answer.results]
+    answer = broker.call("DecryptBatch", items=items)
+    opened = [result.response.plaintext for result in answer.results]
+    assert opened == plaintexts, opened
+
+
 def main() -> None:
     protos, target, authority, *files = sys.argv[1:]
     job = json.load(sys.stdin)
@@ -106,6 +122,7 @@ def main() -> None:
         with channel(target, authority, files) as connected:
             broker = Broker(messages, services.KeyBrokerServiceStub(connected))
             bound(broker)
+            batch(broker)
             for size in job["sizes"]:
                 sized(broker, size)
 

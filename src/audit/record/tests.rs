@@ -49,6 +49,7 @@ fn a_full_line_is_what_it_always_was() {
         policy_generation: Some(7),
         cache: Some(Cache::Miss),
         kms_request_id: Some("request-1".into()),
+        items: None,
         failure: None,
     };
     let stamp = Stamp {
@@ -88,6 +89,7 @@ fn a_denial_is_what_it_always_was_whatever_its_texts_hold() {
     let record = Record {
         user_agent: Some("a \"quoted\" \\ agent\t\u{7f}\u{2028}".into()),
         context_keys: ["tab\tle", "\u{1}\u{1f}\u{fc}\""].into_iter().collect(),
+        items: None,
         failure: Some(Failure {
             reason: "POLICY_DENIED",
             cause: "line one\nline \"two\"\r\u{8}\u{c}\u{0}".into(),
@@ -151,6 +153,7 @@ proptest! {
             policy_generation: Some(generation),
             cache: Some(Cache::Stale),
             kms_request_id: Some(kms.clone()),
+            items: None,
             failure: Some(Failure { reason: "X", cause: cause.clone() }),
         };
         let stamp = Stamp {

@@ -6,9 +6,11 @@ use bytes::Bytes;
 use keybroker::grpc::pb;
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
+use tonic::Code;
 use tonic::IntoRequest as _;
 use tonic::Request;
 use tonic::Status;
+use tonic::metadata::MetadataMap;
 
 use super::Client;
 
@@ -44,6 +46,32 @@ pub async fn call(
                 ..Default::default()
             };
             client.decrypt(identified(request)).await.map(drop)
+        }
+        "EncryptBatch" => {
+            let items = vec![encrypt(key, "x")];
+            let request = identified(pb::EncryptBatchRequest { items });
+            let answer = client.encrypt_batch(request).await?;
+            let metadata = answer.metadata().clone();
+            let [result] = answer.into_inner().results.try_into().unwrap();
+            match result.outcome.unwrap() {
+                pb::encrypt_batch_result::Outcome::Response(_) => Ok(()),
+                pb::encrypt_batch_result::Outcome::Status(status) => Err(unary(&status, metadata)),
+            }
+        }
+        "DecryptBatch" => {
+            let items = vec![pb::DecryptRequest {
+                name,
+                ciphertext,
+                ..Default::default()
+            }];
+            let request = identified(pb::DecryptBatchRequest { items });
+            let answer = client.decrypt_batch(request).await?;
+            let metadata = answer.metadata().clone();
+            let [result] = answer.into_inner().results.try_into().unwrap();
+            match result.outcome.unwrap() {
+                pb::decrypt_batch_result::Outcome::Response(_) => Ok(()),
+                pb::decrypt_batch_result::Outcome::Status(status) => Err(unary(&status, metadata)),
+            }
         }
         "ReEncrypt" => {
             let request = pb::ReEncryptRequest {
@@ -87,6 +115,13 @@ pub async fn call(
         }
         unlisted => panic!("no test knows the RPC {unlisted}: list it here"),
     }
+}
+
+/// An item's status as a unary call has it, with the `metadata` of the batch's answer.
+pub fn unary(status: &pb::Status, metadata: MetadataMap) -> Status {
+    let code = Code::from_i32(status.code);
+    let details = status.encode_to_vec().into();
+    Status::with_details_and_metadata(code, &status.message, details, metadata)
 }
 
 /// `message` as a request whose id is always the same.

@@ -1,0 +1,490 @@
+//! Several items in one call: each is authorized as a call of its own would be, and what items have
+//! in common is done once.
+//!
+//! Whether a caller may do something follows from nothing but the caller, the action, the key's
+//! name, the context and the policy of the call. So items that are equal in these share a permit,
+//! by reference: they are a group, and reserve or look up their data key together.
+
+use std::collections::BTreeSet;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream;
+use zeroize::Zeroizing;
+
+use crate::audit::Tally;
+use crate::broker::Binding;
+use crate::broker::Call;
+use crate::broker::PLAIN;
+use crate::broker::Pairs;
+use crate::broker::bound;
+use crate::broker::bounded;
+use crate::broker::invalid;
+use crate::broker::no_randomness;
+use crate::broker::refusal;
+use crate::datakeys;
+use crate::datakeys::Version;
+use crate::error::Error;
+use crate::message::Message;
+use crate::name::KeyName;
+use crate::policy;
+use crate::policy::Action;
+use crate::policy::Permit;
+
+/// A plaintext among several.
+pub struct Plain {
+    /// What it is to be bound to.
+    pub to: Binding,
+    /// 1 byte to [`MAX_PLAINTEXT`](super::MAX_PLAINTEXT).
+    pub plaintext: Bytes,
+}
+
+/// A message among several.
+pub struct Cipher {
+    /// What it is bound to.
+    pub from: Binding,
+    /// The message.
+    pub ciphertext: Bytes,
+}
+
+/// What became of an item.
+pub struct Answer<T> {
+    /// The key's full name, as far as the item or its message names one.
+    pub key: Option<Arc<str>>,
+    /// What a call of its own would have ended in.
+    pub outcome: Result<Done<T>, Error>,
+}
+
+/// An item that was served.
+pub struct Done<T> {
+    /// The key's full name.
+    pub name: Arc<str>,
+    /// The version that wraps the data key.
+    pub version: Arc<Version>,
+    /// The message, or the plaintext, which is wiped when dropped.
+    pub content: T,
+}
+
+/// A message's plaintext, wiped when dropped.
+pub type Plaintext = Zeroizing<Vec<u8>>;
+
+impl Call<'_> {
+    /// Encrypts 1 to [`MAX_ITEMS`] plaintexts; an item that is an error already stays it. Answers
+    /// are in the order of the items.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for another number of items, and nothing else.
+    pub async fn encrypt_batch(
+        &self,
+        items: Vec<Result<Plain, Error>>,
+    ) -> Result<Vec<Answer<Vec<u8>>>, Error> {
+        self.begin(items.len())?;
+        let (items, mut answers) = part(items);
+        let groups = self.seal_groups(&items, &mut answers);
+        self.note_groups(&groups, |item| items.get(item).map(|(_, item)| &item.to));
+        let mut done = stream::iter(groups)
+            .map(|group| self.seal_group(group, &items))
+            .buffer_unordered(AT_ONCE);
+        while let Some((group, outcomes)) = done.next().await {
+            settle(&group, outcomes, &items, &mut answers);
+        }
+        drop(done);
+        whole(answers)
+    }
+
+    /// Decrypts 1 to [`MAX_ITEMS`] messages; an item that is an error already stays it. Answers are
+    /// in the order of the items.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for another number of items, and nothing else.
+    pub async fn decrypt_batch(
+        &self,
+        items: Vec<Result<Cipher, Error>>,
+    ) -> Result<Vec<Answer<Plaintext>>, Error> {
+        self.begin(items.len())?;
+        let (items, mut answers) = part(items);
+        let mut messages = Vec::with_capacity(items.len());
+        let groups = self.open_groups(&items, &mut messages, &mut answers);
+        self.note_groups(&groups, |item| items.get(item).map(|(_, item)| &item.from));
+        let mut done = stream::iter(groups)
+            .map(|group| self.open_group(group, &items, &messages))
+            .buffer_unordered(AT_ONCE);
+        while let Some((group, outcomes)) = done.next().await {
+            settle(&group, outcomes, &items, &mut answers);
+        }
+        drop(done);
+        whole(answers)
+    }
+
+    /// Notes what became of the items, for those who audit.
+    pub fn note_items(&self, tally: Tally) {
+        self.notes.add(|record| record.items = Some(tally));
+    }
+
+    fn begin(&self, items: usize) -> Result<(), Error> {
+        match items {
+            0 => Err(invalid("items", "there are none".to_owned())),
+            1..=MAX_ITEMS => {
+                self.note_items(Tally::new(items));
+                Ok(())
+            }
+            _ => Err(invalid("items", format!("there are more than {MAX_ITEMS}"))),
+        }
+    }
+
+    fn seal_groups(
+        &self,
+        items: &[(usize, Plain)],
+        answers: &mut [Option<Answer<Vec<u8>>>],
+    ) -> Vec<Group> {
+        let mut groups = Groups::default();
+        for (place, (at, Plain { to, plaintext })) in items.iter().enumerate() {
+            let length = plaintext.len();
+            let admitted = bounded("plaintext", length).and_then(|()| bound(&PLAIN, to));
+            let mut named = None;
+            let admitted = admitted.and_then(|()| {
+                let alike = Alike::of(to, &[]);
+                groups.admit(place, length, alike, || {
+                    let name = named.insert(self.key_name(PLAIN.name, &to.name)?);
+                    self.policy
+                        .authorize_seal(&self.caller, Action::Encrypt, name, &to.context)
+                        .map_err(|refused| refusal(refused, &PLAIN))
+                })
+            });
+            if let Err(error) = admitted {
+                refuse(answers, *at, named.as_ref(), error);
+            }
+        }
+        groups.all
+    }
+
+    async fn seal_group(
+        &self,
+        group: Group,
+        items: &[(usize, Plain)],
+    ) -> (Group, Vec<Result<Done<Vec<u8>>, Error>>) {
+        let mut outcomes = Vec::with_capacity(group.items.len());
+        let mut stride = Stride::default();
+        let mut sealed = 0;
+        while outcomes.len() < group.items.len() {
+            let (_, sizes) = group.sizes.split_at(outcomes.len());
+            let (_, places) = group.items.split_at(outcomes.len());
+            let data_keys = &self.broker.data_keys;
+            let reserved = match data_keys.sealing_several(&group.permit, sizes).await {
+                Ok(reserved) => reserved,
+                Err(error) => {
+                    outcomes.extend(places.iter().map(|_| Err(group.failed(&error))));
+                    break;
+                }
+            };
+            let version = Arc::clone(reserved.version());
+            self.note_shared_key(&reserved.source, &version);
+            let mut series = match reserved.series() {
+                Ok(series) => series,
+                Err(error) => {
+                    let failed = |_| Err(no_randomness(&error));
+                    outcomes.extend(places.iter().map(failed));
+                    break;
+                }
+            };
+            for (_, item) in places.iter().filter_map(|place| items.get(*place)) {
+                let plaintext = &item.plaintext;
+                let Some(content) = series.seal(&item.to.associated_data, plaintext) else {
+                    // As many as were reserved are sealed: the rest needs another reservation.
+                    break;
+                };
+                outcomes.push(Ok(group.done(&version, content)));
+                sealed += plaintext.len();
+                stride.after(plaintext.len()).await;
+            }
+        }
+        self.note_more_plaintext(sealed);
+        (group, outcomes)
+    }
+
+    fn open_groups<'i>(
+        &self,
+        items: &'i [(usize, Cipher)],
+        messages: &mut Vec<Option<Message<'i>>>,
+        answers: &mut [Option<Answer<Plaintext>>],
+    ) -> Vec<Group> {
+        let mut groups = Groups::default();
+        let action = Action::Decrypt;
+        let mut latest: Option<usize> = None;
+        for (place, (at, Cipher { from, ciphertext })) in items.iter().enumerate() {
+            let mut named = None;
+            let message = bound(&PLAIN, from).and_then(|()| {
+                if !from.name.is_empty() {
+                    named = Some(self.key_name(PLAIN.name, &from.name)?);
+                }
+                let like = latest.and_then(|latest| messages.get(latest)?.as_ref());
+                let parsed = match like {
+                    Some(like) => Message::parse_like(ciphertext, like),
+                    None => Message::parse(ciphertext),
+                };
+                let message = self.message(action, from, named.as_ref(), parsed)?;
+                let alike = Alike::of(from, message.claims());
+                groups.admit(place, ciphertext.len(), alike, || {
+                    self.permit_opening(action, &PLAIN, from, named.as_ref(), message.context())
+                        .inspect_err(|_| {
+                            named = named
+                                .take()
+                                .or_else(|| policy::key_named(message.context()));
+                        })
+                })?;
+                Ok(message)
+            });
+            match message {
+                Ok(message) => {
+                    messages.push(Some(message));
+                    latest = Some(place);
+                }
+                Err(error) => {
+                    messages.push(None);
+                    refuse(answers, *at, named.as_ref(), error);
+                }
+            }
+        }
+        groups.all
+    }
+
+    async fn open_group(
+        &self,
+        group: Group,
+        items: &[(usize, Cipher)],
+        messages: &[Option<Message<'_>>],
+    ) -> (Group, Vec<Result<Done<Plaintext>, Error>>) {
+        let members = || {
+            let members = group.items.iter();
+            members.filter_map(|place| Some((items.get(*place)?, messages.get(*place)?.as_ref()?)))
+        };
+        let mut outcomes = Vec::with_capacity(group.items.len());
+        let Some((_, first)) = members().next() else {
+            return (group, outcomes);
+        };
+        let data_keys = &self.broker.data_keys;
+        let count = group.items.len();
+        let opener = match data_keys.opening_several(&group.permit, first, count).await {
+            Ok(opener) => opener,
+            Err(error) => {
+                outcomes.extend(members().map(|_| Err(group.failed(&error))));
+                return (group, outcomes);
+            }
+        };
+        let version = Arc::clone(opener.version());
+        self.note_shared_key(&opener.source, &version);
+        let mut stride = Stride::default();
+        let mut opened = 0;
+        for ((_, item), message) in members() {
+            let outcome = opener.open(message, &item.from.associated_data);
+            outcomes.push(match outcome {
+                Ok(plaintext) => {
+                    opened += plaintext.len();
+                    Ok(group.done(&version, Zeroizing::new(plaintext)))
+                }
+                Err(flaw) => Err(flaw.into()),
+            });
+            stride.after(item.ciphertext.len()).await;
+        }
+        self.note_more_plaintext(opened);
+        (group, outcomes)
+    }
+
+    fn note_groups<'i>(&self, groups: &[Group], binding: impl Fn(usize) -> Option<&'i Binding>) {
+        let bindings = groups
+            .iter()
+            .filter_map(|group| binding(*group.items.first()?));
+        let names = bindings.flat_map(|binding| binding.context.iter().map(|(name, _)| name));
+        let names: BTreeSet<&String> = names.collect();
+        self.notes.add(|record| {
+            record.context_keys = names.into_iter().take(MOST_NAMES).map(String::as_str).collect();
+        });
+        // One key is noted as in any other call; several stand with the items alone.
+        if let Some((first, others)) = groups.split_first()
+            && others.iter().all(|other| other.key == first.key)
+        {
+            self.note_permit(&first.permit);
+        }
+    }
+}
+
+/// A place for the answer of each item.
+type Slots<T> = Vec<Option<Answer<T>>>;
+
+/// Items under one permit.
+struct Group {
+    permit: Permit,
+    /// The key's full name.
+    key: Arc<str>,
+    /// Which items, at least one, in order.
+    items: Vec<usize>,
+    /// Their sizes, in bytes.
+    sizes: Vec<u64>,
+}
+
+impl Group {
+    fn done<T>(&self, version: &Arc<Version>, content: T) -> Done<T> {
+        Done {
+            name: Arc::clone(&self.key),
+            version: Arc::clone(version),
+            content,
+        }
+    }
+
+    fn failed(&self, error: &datakeys::Error) -> Error {
+        Error::of_data_key(error.clone(), self.permit.key().owner())
+    }
+}
+
+/// What a permit depends on, within one call.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Alike<'i> {
+    name: &'i str,
+    own: &'i Pairs,
+    /// Of a message to open; nothing to seal.
+    claims: &'i [u8],
+}
+
+impl<'i> Alike<'i> {
+    fn of(binding: &'i Binding, claims: &'i [u8]) -> Self {
+        Self {
+            name: &binding.name,
+            own: &binding.context,
+            claims,
+        }
+    }
+}
+
+/// The groups so far.
+#[derive(Default)]
+struct Groups<'i> {
+    all: Vec<Group>,
+    known: HashMap<Alike<'i>, usize>,
+    /// Most items are like the one before.
+    latest: Option<(Alike<'i>, usize)>,
+}
+
+impl<'i> Groups<'i> {
+    /// Puts the item `place` of `length` bytes into the group of those like it, or into one of its
+    /// own with a permit from `authorize`.
+    fn admit(
+        &mut self,
+        place: usize,
+        length: usize,
+        alike: Alike<'i>,
+        authorize: impl FnOnce() -> Result<Permit, Error>,
+    ) -> Result<(), Error> {
+        let size = u64::try_from(length).map_err(|_| Error::Bug("a length over u64".into()))?;
+        let known = match self.latest {
+            Some((latest, group)) if latest == alike => Some(group),
+            Some(_) | None => self.known.get(&alike).copied(),
+        };
+        let group = match known {
+            Some(group) => group,
+            None => {
+                let permit = authorize()?;
+                self.all.push(Group {
+                    key: permit.key().name().to_string().into(),
+                    permit,
+                    items: Vec::new(),
+                    sizes: Vec::new(),
+                });
+                let group = self.all.len() - 1;
+                self.known.insert(alike, group);
+                group
+            }
+        };
+        self.latest = Some((alike, group));
+        if let Some(group) = self.all.get_mut(group) {
+            group.items.push(place);
+            group.sizes.push(size);
+        }
+        Ok(())
+    }
+}
+
+/// Lets other tasks run now and then.
+#[derive(Default)]
+struct Stride {
+    done: usize,
+}
+
+impl Stride {
+    /// After an item of `length` bytes.
+    async fn after(&mut self, length: usize) {
+        self.done += length + PER_ITEM;
+        if self.done >= STRIDE {
+            self.done = 0;
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// The items that are none yet an error, each with its place, and a slot for each answer.
+fn part<I, T>(items: Vec<Result<I, Error>>) -> (Vec<(usize, I)>, Slots<T>) {
+    let mut good = Vec::with_capacity(items.len());
+    let mut answers = Vec::with_capacity(items.len());
+    for (at, item) in items.into_iter().enumerate() {
+        match item {
+            Ok(item) => {
+                good.push((at, item));
+                answers.push(None);
+            }
+            Err(error) => answers.push(Some(Answer {
+                key: None,
+                outcome: Err(error),
+            })),
+        }
+    }
+    (good, answers)
+}
+
+fn refuse<T>(answers: &mut [Option<Answer<T>>], at: usize, named: Option<&KeyName>, error: Error) {
+    if let Some(answer) = answers.get_mut(at) {
+        *answer = Some(Answer {
+            key: named.map(|name| name.to_string().into()),
+            outcome: Err(error),
+        });
+    }
+}
+
+/// Puts what became of a group into its places.
+fn settle<I, T>(
+    group: &Group,
+    outcomes: Vec<Result<Done<T>, Error>>,
+    items: &[(usize, I)],
+    answers: &mut [Option<Answer<T>>],
+) {
+    for (place, outcome) in group.items.iter().zip(outcomes) {
+        if let Some((at, _)) = items.get(*place)
+            && let Some(answer) = answers.get_mut(*at)
+        {
+            *answer = Some(Answer {
+                key: Some(Arc::clone(&group.key)),
+                outcome,
+            });
+        }
+    }
+}
+
+fn whole<T>(answers: Slots<T>) -> Result<Vec<Answer<T>>, Error> {
+    let count = answers.len();
+    let answers: Vec<_> = answers.into_iter().flatten().collect();
+    match answers.len() == count {
+        true => Ok(answers),
+        false => Err(Error::Bug("an item without an answer".into())),
+    }
+}
+
+/// Most items in a batch.
+pub const MAX_ITEMS: usize = 1000;
+/// Groups that may wait for KMS at once.
+const AT_ONCE: usize = 16;
+/// Most names of context pairs in the record.
+const MOST_NAMES: usize = 64;
+/// What others may have to wait for, in bytes: some 0.2 ms.
+const STRIDE: usize = 64 << 10;
+/// What an item costs beside its bytes, in bytes.
+const PER_ITEM: usize = 1 << 10;
