@@ -53,6 +53,8 @@ use world::Sealed;
 #[derive(Clone, Debug)]
 enum Step {
     Seal(Place, u8),
+    /// Messages of these sizes, in as few reservations as they take.
+    SealSeveral(Place, Vec<u8>),
     /// A message from before, counted back.
     Open(usize),
     Tick(u64),
@@ -125,6 +127,7 @@ impl Run {
     async fn take(&mut self, step: Step) {
         match step {
             Step::Seal(place, bytes) => self.seal(place, bytes).await,
+            Step::SealSeveral(place, sizes) => self.seal_several(place, &sizes).await,
             Step::Open(back) => self.open(back).await,
             Step::Tick(seconds) => self.clock.advance(Duration::from_secs(seconds)),
             Step::Suspend => self.clock.advance(Duration::from_secs(7200)),
@@ -208,6 +211,58 @@ impl Run {
             place,
             bytes: sealed,
         });
+    }
+
+    async fn seal_several(&mut self, place: Place, sizes: &[u8]) {
+        let permit = world::to_seal(&self.policy, place);
+        let limits = permit.key().limits();
+        let mut left: Vec<u64> = sizes.iter().copied().map(u64::from).collect();
+        while let Some(first) = left.first().copied() {
+            let now = self.clock.now();
+            let attempt = self.ledger.begin();
+            let reserved = match self.keys.sealing_several(&permit, &left).await {
+                Ok(reserved) => reserved,
+                Err(Error::Kms(error)) => {
+                    self.failed(&error);
+                    return;
+                }
+                Err(error) => panic!("{error}"),
+            };
+            // At most so much is gone from the data key now.
+            let asked = Known {
+                born: now,
+                messages: left.len() as u64,
+                bytes: left.iter().sum(),
+            };
+            match &reserved.source {
+                _ if first > limits.max_bytes => assert_eq!(reserved.messages(), 1),
+                Source::Miss(_) if !self.refuses() => {
+                    self.fresh.insert(place, asked);
+                }
+                _ => {
+                    if let Some(known) = self.fresh.get_mut(&place) {
+                        known.messages += asked.messages;
+                        known.bytes += asked.bytes;
+                    }
+                }
+            }
+            let taken: Vec<u64> = left.drain(..reserved.messages()).collect();
+            assert!(!taken.is_empty(), "every reservation gets further");
+            let mut series = reserved.series().expect("randomness");
+            for size in taken {
+                let plaintext = vec![0; usize::try_from(size).unwrap()];
+                let bytes = series.seal(b"", &plaintext).expect("it was reserved");
+                let message = Message::parse(&bytes).expect("a message");
+                let serial = world::serial(&message);
+                self.ledger.seals(&attempt, &permit, serial, size);
+                drop(message);
+                self.sealed.push(Sealed { place, bytes });
+            }
+            assert!(
+                series.seal(b"", b"x").is_none(),
+                "no more than was reserved"
+            );
+        }
     }
 
     async fn open(&mut self, back: usize) {
@@ -314,6 +369,9 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         24 => (place(), 0..60_u8).prop_map(|(place, bytes)| Step::Seal(place, bytes)),
         2 => (99..103_u8).prop_map(|bytes| Step::Seal(LARGE, bytes)),
+        6 => (place(), vec(0..100_u8, 1..8))
+            .prop_map(|(place, sizes)| Step::SealSeveral(place, sizes)),
+        1 => vec(1..103_u8, 1..8).prop_map(|sizes| Step::SealSeveral(LARGE, sizes)),
         8 => (0..6_usize).prop_map(Step::Open),
         6 => (1..61_u64).prop_map(Step::Tick),
         1 => Just(Step::Suspend),
