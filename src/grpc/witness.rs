@@ -28,6 +28,7 @@ use crate::clock::Clock;
 use crate::error::Error;
 use crate::error::Unauthenticated;
 use crate::grpc::connection::Connection;
+use crate::grpc::driver::step_aside;
 use crate::grpc::service::failure;
 use crate::grpc::status::status;
 use crate::identity::Session;
@@ -68,7 +69,7 @@ pub(super) struct Rpc {
 /// How much an RPC has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Work {
-    /// Enough to hold up the other calls of its connection: it runs beside them.
+    /// Enough to hold up the other calls of its connection: it runs in a task of its own.
     Long,
     /// So little that it may run in the connection's own task.
     Short,
@@ -205,8 +206,7 @@ impl Inner {
             request_id: Arc::clone(request_id),
         });
         match rpc.work {
-            // Whoever polled it in the connection's task now gives it one of its own.
-            Work::Long => tokio::task::yield_now().await,
+            Work::Long => step_aside().await,
             Work::Short => {}
         }
         let response = match rpc.routes.clone().oneshot(request).await {
