@@ -2,6 +2,7 @@
 //! where one will do.
 
 use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +18,7 @@ use serde_json::Value;
 use serde_json::json;
 use tonic::IntoRequest as _;
 use tonic::Status;
+use tonic_types::StatusExt as _;
 
 use crate::harness::Broker;
 use crate::harness::Client;
@@ -83,10 +85,20 @@ fn reasons<T>(outcomes: &[Result<T, Status>]) -> Vec<String> {
     outcomes.iter().map(reason).collect()
 }
 
-/// What a client sees of an error, but for what only its own call can carry.
-fn seen(status: &Status) -> (i32, String, Vec<u8>) {
-    let message = status.message().to_owned();
-    (status.code().into(), message, status.details().to_vec())
+/// What a client sees of an error, but for the trailer that only a call of its own can carry.
+fn seen(status: &Status) -> (Refusal, HashMap<String, String>, Option<String>) {
+    let details = status.get_error_details();
+    let refusal = Refusal {
+        pushback: None,
+        ..Refusal::of(status)
+    };
+    let metadata = details.error_info().unwrap().metadata.clone();
+    let request = details.request_info();
+    (
+        refusal,
+        metadata,
+        request.map(|info| info.request_id.clone()),
+    )
 }
 
 /// How many messages each data key sealed.

@@ -149,6 +149,12 @@ async fn succeed(
         ..Default::default()
     };
     answers.good(client.decrypt(opening.clone()).await.unwrap());
+    let items = vec![canaries.encrypt("orders", "encrypt among others")];
+    let sealing = pb::EncryptBatchRequest { items };
+    answers.good(client.encrypt_batch(sealing).await.unwrap());
+    let items = vec![opening.clone()];
+    let several = pb::DecryptBatchRequest { items };
+    answers.good(client.decrypt_batch(several).await.unwrap());
     let moving = pb::ReEncryptRequest {
         source_name: opening.name.clone(),
         ciphertext: sealed.clone(),
@@ -196,7 +202,7 @@ async fn succeed(
         let called = rpcs::call(client, rpc, "keys/orders", &ciphertext).await;
         called.unwrap();
     }
-    assert_eq!(rpcs::names().len(), 8, "one is not called here");
+    assert_eq!(rpcs::names().len(), 10, "one is not called here");
     opening
 }
 

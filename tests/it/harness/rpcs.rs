@@ -118,7 +118,8 @@ pub async fn call(
 }
 
 /// An item's status as a unary call has it, with the `metadata` of the batch's answer.
-pub fn unary(status: &pb::Status, metadata: MetadataMap) -> Status {
+pub fn unary(status: &pb::Status, mut metadata: MetadataMap) -> Status {
+    metadata.remove("grpc-status");
     let code = Code::from_i32(status.code);
     let details = status.encode_to_vec().into();
     Status::with_details_and_metadata(code, &status.message, details, metadata)
