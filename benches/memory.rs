@@ -36,11 +36,16 @@ use std::time::Duration;
 use client::Call;
 use client::Client;
 use client::Shape;
+use mimalloc::MiMalloc;
 use process::Process;
 use process::Trail;
 use round::Round;
 use round::median;
 use stage::Stage;
+
+/// What the shipped binary has, but for the wiping.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     let mut arguments = env::args().skip(1);

@@ -1,13 +1,13 @@
 //! The `keybroker` command: arguments in, exit code out.
 
-use std::alloc::System;
 use std::process::ExitCode;
 
 use keybroker::mem::Wiping;
+use mimalloc::MiMalloc;
 
 /// Nothing that passed through a buffer stays in memory that was freed.
 #[global_allocator]
-static ALLOCATOR: Wiping = Wiping(System);
+static ALLOCATOR: Wiping<MiMalloc> = Wiping(MiMalloc);
 
 fn main() -> ExitCode {
     keybroker::cli::main()
