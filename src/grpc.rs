@@ -12,6 +12,7 @@ mod connection;
 mod convert;
 mod driver;
 pub mod listener;
+mod room;
 mod server;
 mod service;
 mod status;

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use crate::audit;
 use crate::error::Unauthenticated;
+use crate::grpc::room::Room;
 use crate::grpc::tls::Trust;
 use crate::grpc::tls::trust::moment;
 use crate::identity::Id;
@@ -35,6 +36,8 @@ pub(super) struct Connection {
     pub(super) calls: AtomicU64,
     /// What its first call named as its agent, which is what most others do.
     agent: OnceLock<Arc<str>>,
+    /// For the requests and answers that are in memory.
+    pub(super) room: Room,
     chain: Vec<CertificateDer<'static>>,
     refused: OnceLock<Unauthenticated>,
     close: Notify,
@@ -54,6 +57,7 @@ impl Connection {
             origin: Arc::new(audit::Origin::new(identity.as_ref(), &source, tls)),
             agent: OnceLock::new(),
             calls: AtomicU64::new(0),
+            room: Room::new(),
             chain,
             refused: OnceLock::new(),
             close: Notify::new(),

@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use zeroize::Zeroizing;
 
 use crate::broker::Binding;
 use crate::broker::Cipher;
@@ -14,9 +13,9 @@ use crate::broker::Done;
 use crate::broker::Opened;
 use crate::broker::Page;
 use crate::broker::Plain;
-use crate::broker::Plaintext;
 use crate::broker::Sealed;
 use crate::broker::Visible;
+use crate::crypto::Plaintext;
 use crate::datakeys::Version;
 use crate::error::Error;
 use crate::grpc::pb;
@@ -342,7 +341,7 @@ impl TryFrom<pb::GenerateDataKeyWithoutPlaintextRequest> for GenerateDataKey {
 impl GenerateDataKey {
     pub(super) fn respond(
         verified: Verified,
-        plaintext: Zeroizing<Vec<u8>>,
+        plaintext: Plaintext,
         sealed: Sealed,
     ) -> pb::GenerateDataKeyResponse {
         let (plaintext, plaintext_crc32c) = secret(plaintext);
@@ -382,7 +381,7 @@ pub(super) fn random_length(request: pb::GenerateRandomRequest) -> Result<usize,
     length(number_of_bytes)
 }
 
-pub(super) fn random(bytes: Zeroizing<Vec<u8>>) -> pb::GenerateRandomResponse {
+pub(super) fn random(bytes: Plaintext) -> pb::GenerateRandomResponse {
     let (plaintext, plaintext_crc32c) = secret(bytes);
     pb::GenerateRandomResponse {
         plaintext,
@@ -433,7 +432,7 @@ fn summed(bytes: Vec<u8>) -> (Bytes, u32) {
 }
 
 /// Bytes that are wiped when the response is dropped.
-fn secret(bytes: Zeroizing<Vec<u8>>) -> (Bytes, u32) {
+fn secret(bytes: Plaintext) -> (Bytes, u32) {
     let sum = crc32c::crc32c(&bytes);
     (Bytes::from_owner(bytes), sum)
 }

@@ -27,7 +27,6 @@ use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tonic::body::Body;
 
 use crate::grpc::connection::Connection;
 use crate::grpc::witness::Witness;
@@ -87,7 +86,7 @@ pub(super) async fn drive<IO>(
     let (answering, guard) = (Arc::clone(&connection), witness.clone());
     let service = service_fn(move |request: http::Request<Incoming>| {
         let (witness, connection) = (guard.clone(), Arc::clone(&answering));
-        async move { Ok::<_, Infallible>(witness.answer(&connection, request.map(Body::new)).await) }
+        async move { Ok::<_, Infallible>(witness.answer(&connection, request).await) }
     });
     let stall = deadlines.ping + deadlines.pong;
     let (io, outlet) = gather(Paced::new(io, deadlines.frame, stall));

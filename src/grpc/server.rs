@@ -395,19 +395,21 @@ fn methods(broker: &Arc<Broker>, listen: &listener::Config) -> HashMap<String, M
         let service = KeyBrokerServiceServer::new(Service(Arc::clone(broker)))
             .max_decoding_message_size(limit)
             .max_encoding_message_size(limit);
-        (Routes::new(service).prepare(), limit)
+        (service, limit)
     };
     let usual = ours(MAX_MESSAGE);
     let batch = ours(MAX_BATCH);
     let rpc = |name: &str| {
-        let ((routes, limit), work) = match name {
-            "EncryptBatch" | "DecryptBatch" => (&batch, Work::Long),
-            _ => (&usual, Work::Short),
+        let ((service, limit), answer, work) = match name {
+            "EncryptBatch" | "DecryptBatch" => (&batch, MAX_BATCH, Work::Long),
+            "ListKeys" => (&usual, MAX_PAGE, Work::Short),
+            _ => (&usual, MAX_HEADER, Work::Short),
         };
         Method::Ours(Rpc {
             name: name.into(),
-            routes: routes.clone(),
+            service: service.clone(),
             limit: *limit,
+            answer,
             work,
         })
     };
@@ -438,6 +440,11 @@ fn methods(broker: &Arc<Broker>, listen: &listener::Config) -> HashMap<String, M
     methods
 }
 
+/// What a page of 1,000 keys takes at most, about, in bytes.
+const MAX_PAGE: usize = 512 << 10;
+/// What an answer adds to the payload at most, in bytes: a header with its context and wrapped keys,
+/// tags, and names.
+const MAX_HEADER: usize = 16 << 10;
 /// Those whose health can be asked for; "" is the whole.
 const SERVICES: [&str; 2] = ["", SERVICE_NAME];
 

@@ -13,11 +13,13 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use http::HeaderMap;
 use http::HeaderValue;
+use hyper::body::Incoming;
 use tokio::sync::Semaphore;
 use tonic::Code;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
+use tower::Service as _;
 use tower::ServiceExt as _;
 use uuid::Uuid;
 
@@ -29,6 +31,8 @@ use crate::error::Error;
 use crate::error::Unauthenticated;
 use crate::grpc::connection::Connection;
 use crate::grpc::driver::step_aside;
+use crate::grpc::pb::key_broker_service_server::KeyBrokerServiceServer;
+use crate::grpc::service::Service;
 use crate::grpc::service::failure;
 use crate::grpc::status::status;
 use crate::identity::Session;
@@ -60,9 +64,11 @@ pub(super) struct Rpc {
     /// The name without its service.
     pub(super) name: Arc<str>,
     /// What serves it.
-    pub(super) routes: Routes,
-    /// The longest request that those take, in bytes.
+    pub(super) service: KeyBrokerServiceServer<Service>,
+    /// The longest request that it takes, in bytes.
     pub(super) limit: usize,
+    /// How much longer than its request an answer can be, in bytes.
+    pub(super) answer: usize,
     pub(super) work: Work,
 }
 
@@ -115,13 +121,13 @@ impl Witness {
     pub(super) async fn answer(
         &self,
         connection: &Arc<Connection>,
-        request: http::Request<Body>,
+        request: http::Request<Incoming>,
     ) -> http::Response<Body> {
         connection.call();
         let inner = &self.0;
         let rpc = match inner.methods.get(request.uri().path()) {
             Some(open @ (Method::Health | Method::Reflection)) => {
-                return self.open(open, connection, request).await;
+                return self.open(open, connection, request.map(Body::new)).await;
             }
             Some(Method::Ours(rpc)) => Some(rpc),
             None => None,
@@ -190,13 +196,14 @@ impl Inner {
         &self,
         connection: &Connection,
         rpc: Option<&Rpc>,
-        mut request: http::Request<Body>,
+        request: http::Request<Incoming>,
         notes: &Notes,
         request_id: &Arc<str>,
     ) -> Result<http::Response<Body>, Error> {
         let session = Arc::clone(connection.authenticated(self.clock.wall())?);
         let rpc = rpc.ok_or(Error::MethodUnknown)?;
-        let _room = self
+        let (mut request, place) = connection.room.admit(request, rpc.answer).await;
+        let _turn = self
             .in_flight
             .try_acquire()
             .map_err(|_| Error::Overloaded)?;
@@ -209,9 +216,13 @@ impl Inner {
             Work::Long => step_aside().await,
             Work::Short => {}
         }
-        let response = match rpc.routes.clone().oneshot(request).await {
+        let response = match rpc.service.clone().call(request).await {
             Ok(response) => response,
             Err(never) => match never {},
+        };
+        let response = match place {
+            Some(place) => place.hold(response),
+            None => response,
         };
         match response.extensions().get::<Status>() {
             // Our own methods note why they fail; a status without a note is tonic's.

@@ -115,17 +115,20 @@ async fn calls_that_are_reset_at_any_moment_leave_nothing_but_their_records() {
     broker.trail.reached(sent.len() + others as usize).await;
     // As many places as ever, on this very connection, and not one more.
     let last: Vec<u32> = (0..IN_FLIGHT).map(|n| stream + 2 * n).collect();
+    let body = framed(&encrypt("keys/orders", "x").encode_to_vec());
+    // A call takes its place when it is known how much it will need.
+    let (first, rest) = body.split_at(8);
     for stream in &last {
-        raw.write(&open(*stream, ENCRYPT)).await.unwrap();
+        let begun = [open(*stream, ENCRYPT), frame(DATA, 0, *stream, first)];
+        raw.write(&begun.concat()).await.unwrap();
     }
     settle(&mut raw).await;
     soon(async {
         while reason(honest.encrypt(encrypt("keys/orders", "x")).await) != "OVERLOADED" {}
     })
     .await;
-    let body = framed(&encrypt("keys/orders", "x").encode_to_vec());
     for stream in &last {
-        let end = frame(DATA, END_STREAM, *stream, &body);
+        let end = frame(DATA, END_STREAM, *stream, rest);
         raw.write(&end).await.unwrap();
     }
     let answers = raw.answers(last.len()).await;
