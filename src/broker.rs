@@ -13,13 +13,12 @@ pub use batch::Cipher;
 pub use batch::Done;
 pub use batch::MAX_ITEMS;
 pub use batch::Plain;
-pub use batch::Plaintext;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use zeroize::Zeroizing;
 
 use crate::audit::Notes;
+use crate::crypto::Plaintext;
 use crate::crypto::random;
 use crate::datakeys::DataKeys;
 use crate::datakeys::Version;
@@ -133,7 +132,7 @@ pub struct Opened {
     /// The version that wrapped its data key.
     pub version: Arc<Version>,
     /// The plaintext, wiped when dropped.
-    pub plaintext: Zeroizing<Vec<u8>>,
+    pub plaintext: Plaintext,
 }
 
 /// A page of keys.
@@ -207,7 +206,7 @@ impl Call<'_> {
         action: Action,
         to: Binding,
         length: usize,
-    ) -> Result<(Zeroizing<Vec<u8>>, Sealed), Error> {
+    ) -> Result<(Plaintext, Sealed), Error> {
         let plaintext = random_bytes(if length == 0 { DATA_KEY } else { length })?;
         let sealed = self.seal(action, &PLAIN, to, &plaintext).await?;
         Ok((plaintext, sealed))
@@ -217,7 +216,7 @@ impl Call<'_> {
     ///
     /// # Errors
     /// Those of the RPC.
-    pub fn generate_random(&self, length: usize) -> Result<Zeroizing<Vec<u8>>, Error> {
+    pub fn generate_random(&self, length: usize) -> Result<Plaintext, Error> {
         random_bytes(length)
     }
 
@@ -349,7 +348,7 @@ impl Call<'_> {
             .map_err(|error| Error::of_data_key(error, permit.key().owner()))?;
         let version = Arc::clone(opener.version());
         self.note_data_key(&opener.source, &version);
-        let plaintext = Zeroizing::new(opener.open(&message, &from.associated_data)?);
+        let plaintext = opener.open(&message, &from.associated_data)?;
         self.note_plaintext(plaintext.len());
         Ok(Opened {
             name: permit.key().name().clone(),
@@ -467,12 +466,12 @@ fn bound(fields: &Fields, binding: &Binding) -> Result<(), Error> {
     }
 }
 
-fn random_bytes(length: usize) -> Result<Zeroizing<Vec<u8>>, Error> {
+fn random_bytes(length: usize) -> Result<Plaintext, Error> {
     if !(1..=MAX_RANDOM).contains(&length) {
         let why = format!("{length} is not 1 to {MAX_RANDOM}");
         return Err(invalid("number_of_bytes", why));
     }
-    let mut bytes = Zeroizing::new(vec![0; length]);
+    let mut bytes = Plaintext::from(vec![0; length]);
     random::fill(&mut bytes).map_err(|error| no_randomness(&error))?;
     Ok(bytes)
 }

@@ -5,7 +5,9 @@
 pub mod aead;
 pub mod digest;
 pub mod kdf;
+pub mod plaintext;
 pub mod random;
 pub mod secret;
 
+pub use plaintext::Plaintext;
 pub use secret::Secret;

@@ -23,11 +23,9 @@ pub use envelope::Envelope;
 pub use envelope::Limit;
 pub use flaw::Flaw;
 
-use std::mem;
 use std::vec;
 
-use zeroize::Zeroizing;
-
+use crate::crypto::Plaintext;
 use crate::crypto::Secret;
 use crate::crypto::random;
 
@@ -204,16 +202,16 @@ impl<'a> Message<'a> {
         &self,
         data_key: &Secret<DATA_KEY>,
         associated_data: &[u8],
-    ) -> Result<Vec<u8>, Flaw> {
+    ) -> Result<Plaintext, Flaw> {
         let keys = Keys::derive(data_key, self.header.message_id);
         self.header.verify(&keys, associated_data)?;
 
         let body = Body::new(&keys.content, self.header.message_id);
         // Plaintext is shorter than its frames, so this never grows and leaves no copy behind.
-        let mut plaintext = Zeroizing::new(Vec::with_capacity(self.body.len()));
+        let mut plaintext = Plaintext::with_capacity(self.body.len());
         for frame in Frames::new(self.body, self.header.framing) {
             body.open(&frame?, &mut plaintext)?;
         }
-        Ok(mem::take(&mut *plaintext))
+        Ok(plaintext)
     }
 }

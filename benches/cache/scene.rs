@@ -119,7 +119,7 @@ impl Scene {
     pub async fn open(&self, message: &[u8], permit: &Permit) {
         let message = Message::parse(message).unwrap();
         let opener = self.data_keys.opening(permit, &message).await.unwrap();
-        assert_eq!(opener.open(&message, b"").unwrap(), b"x");
+        assert_eq!(**opener.open(&message, b"").unwrap(), *b"x");
     }
 }
 

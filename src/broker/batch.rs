@@ -12,7 +12,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream;
-use zeroize::Zeroizing;
 
 use crate::audit::Tally;
 use crate::broker::Binding;
@@ -24,6 +23,7 @@ use crate::broker::bounded;
 use crate::broker::invalid;
 use crate::broker::no_randomness;
 use crate::broker::refusal;
+use crate::crypto::Plaintext;
 use crate::datakeys;
 use crate::datakeys::Version;
 use crate::error::Error;
@@ -66,9 +66,6 @@ pub struct Done<T> {
     /// The message, or the plaintext, which is wiped when dropped.
     pub content: T,
 }
-
-/// A message's plaintext, wiped when dropped.
-pub type Plaintext = Zeroizing<Vec<u8>>;
 
 impl Call<'_> {
     /// Encrypts 1 to [`MAX_ITEMS`] plaintexts; an item that is an error already stays it. Answers
@@ -282,7 +279,7 @@ impl Call<'_> {
             outcomes.push(match outcome {
                 Ok(plaintext) => {
                     opened += plaintext.len();
-                    Ok(group.done(&version, Zeroizing::new(plaintext)))
+                    Ok(group.done(&version, plaintext))
                 }
                 Err(flaw) => Err(flaw.into()),
             });
@@ -299,7 +296,11 @@ impl Call<'_> {
         let names = bindings.flat_map(|binding| binding.context.iter().map(|(name, _)| name));
         let names: BTreeSet<&String> = names.collect();
         self.notes.add(|record| {
-            record.context_keys = names.into_iter().take(MOST_NAMES).map(String::as_str).collect();
+            record.context_keys = names
+                .into_iter()
+                .take(MOST_NAMES)
+                .map(String::as_str)
+                .collect();
         });
         // One key is noted as in any other call; several stand with the items alone.
         if let Some((first, others)) = groups.split_first()

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Instant;
+use crate::crypto::Plaintext;
 use crate::crypto::random;
 use crate::datakeys::Error;
 use crate::datakeys::Source;
@@ -302,7 +303,7 @@ impl Opener {
     ///
     /// # Errors
     /// [`Flaw`]: nothing of the plaintext is returned.
-    pub fn open(&self, message: &Message<'_>, associated_data: &[u8]) -> Result<Vec<u8>, Flaw> {
+    pub fn open(&self, message: &Message<'_>, associated_data: &[u8]) -> Result<Plaintext, Flaw> {
         message.open(self.key.material.secret(), associated_data)
     }
 

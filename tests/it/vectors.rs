@@ -50,7 +50,8 @@ impl Vector {
         let pairs: BTreeMap<_, _> = pairs.map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
         assert_eq!(pairs, self.encryption_context, "{}", self.comment);
         let data_key = STANDARD.decode(&self.decrypted_dek).expect("base64");
-        message.open(&Secret::copied(&data_key).expect("32 bytes"), b"")
+        let opened = message.open(&Secret::copied(&data_key).expect("32 bytes"), b"")?;
+        Ok(opened.to_vec())
     }
 }
 

@@ -6,13 +6,12 @@ use std::path::Path;
 use std::slice;
 use std::sync::Arc;
 
-use zeroize::Zeroizing;
-
 use crate::broker::Pairs;
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::serve;
 use crate::config::Config;
+use crate::crypto::Plaintext;
 use crate::directory::Directory;
 use crate::directory::Key;
 use crate::kms;
@@ -97,7 +96,7 @@ impl Site {
         own: &Pairs,
         associated_data: &[u8],
         bytes: &[u8],
-    ) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    ) -> Result<Plaintext, Failure> {
         let refused = |why: &dyn std::error::Error| Failure::new(Exit::Data, why.to_string());
         let message = Message::parse(bytes).map_err(|flaw| refused(&flaw))?;
         let named = match (name, key_named(message.context())) {
@@ -114,7 +113,7 @@ impl Site {
         let plaintext = message
             .open(&data_key.plaintext, associated_data)
             .map_err(|flaw| refused(&flaw))?;
-        Ok(Zeroizing::new(plaintext))
+        Ok(plaintext)
     }
 
     /// The data key, by the first KMS key of `key` that wrapped it and answers.
