@@ -128,7 +128,7 @@ fn builder(deadlines: Deadlines, queue: Queue) -> http2::Builder<Queue> {
         .timer(TokioTimer::new())
         // gRPC has no use for it.
         .auto_date_header(false)
-        .max_concurrent_streams(64)
+        .max_concurrent_streams(STREAMS)
         // Not lower: refused streams count, and an honest burst sent before SETTINGS arrived would
         // lose its connection.
         .max_local_error_reset_streams(1024)
@@ -136,11 +136,17 @@ fn builder(deadlines: Deadlines, queue: Queue) -> http2::Builder<Queue> {
         .max_header_list_size(8 << 10)
         .header_table_size(4 << 10)
         .max_frame_size(16 << 10)
-        .initial_stream_window_size(128 << 10)
-        .initial_connection_window_size(256 << 10)
+        .initial_stream_window_size(STREAM_WINDOW)
+        // Room for all streams: what one does not read yet must not keep another's bytes away.
+        .initial_connection_window_size(STREAMS * STREAM_WINDOW)
         .adaptive_window(false)
         .max_send_buf_size(400 << 10)
         .keep_alive_interval(deadlines.ping)
         .keep_alive_timeout(deadlines.pong);
     builder
 }
+
+/// Calls of a connection at a time.
+const STREAMS: u32 = 64;
+/// What a peer may send of a request ahead of its being read, in bytes.
+const STREAM_WINDOW: u32 = 128 << 10;

@@ -401,7 +401,7 @@ fn methods(broker: &Arc<Broker>, listen: &listener::Config) -> HashMap<String, M
     let batch = ours(MAX_BATCH);
     let rpc = |name: &str| {
         let ((service, limit), answer, work) = match name {
-            "EncryptBatch" | "DecryptBatch" => (&batch, MAX_BATCH, Work::Long),
+            "EncryptBatch" | "DecryptBatch" => (&batch, MAX_HEADERS, Work::Long),
             "ListKeys" => (&usual, MAX_PAGE, Work::Short),
             _ => (&usual, MAX_HEADER, Work::Short),
         };
@@ -445,6 +445,8 @@ const MAX_PAGE: usize = 512 << 10;
 /// What an answer adds to the payload at most, in bytes: a header with its context and wrapped keys,
 /// tags, and names.
 const MAX_HEADER: usize = 16 << 10;
+/// The same for the usual batch of 1,000 items, in bytes.
+const MAX_HEADERS: usize = 1 << 20;
 /// Those whose health can be asked for; "" is the whole.
 const SERVICES: [&str; 2] = ["", SERVICE_NAME];
 

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use keybroker::grpc::pb;
 use keybroker::kms::Error;
+use tokio::task::JoinSet;
 use tonic::IntoRequest as _;
 
 use crate::harness::Broker;
@@ -67,4 +69,26 @@ async fn calls_that_panic_harm_no_other() {
     }
     soon(served).await.unwrap();
     assert_eq!(broker.records().len(), 221);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_large_calls_than_there_is_room_for_wait_and_are_all_served() {
+    let broker = Broker::start().await;
+    let web = broker.caller(WEB).await;
+    let mut calls = JoinSet::new();
+    for n in 0..60 {
+        let mut web = web.clone();
+        calls.spawn(async move {
+            if n % 3 == 0 {
+                let items = vec![encrypt("keys/orders", vec![7; 1 << 10]); 1000];
+                let request = pb::EncryptBatchRequest { items };
+                let answered = web.encrypt_batch(request).await.unwrap().into_inner();
+                assert_eq!(answered.results.len(), 1000);
+            } else {
+                let answered = web.encrypt(encrypt("keys/orders", vec![7; 1 << 20])).await;
+                assert!(answered.unwrap().into_inner().ciphertext.len() > 1 << 20);
+            }
+        });
+    }
+    calls.join_all().await;
 }
