@@ -86,7 +86,8 @@ pub(super) async fn drive<IO>(
     let (answering, guard) = (Arc::clone(&connection), witness.clone());
     let service = service_fn(move |request: http::Request<Incoming>| {
         let (witness, connection) = (guard.clone(), Arc::clone(&answering));
-        async move { Ok::<_, Infallible>(witness.answer(&connection, request).await) }
+        // In a box from the start: it has some KiB, and hyper moves it several times.
+        Box::pin(async move { Ok::<_, Infallible>(witness.answer(&connection, request).await) })
     });
     let stall = deadlines.ping + deadlines.pong;
     let (io, outlet) = gather(Paced::new(io, deadlines.frame, stall));

@@ -3,6 +3,8 @@
 //!
 //! A large call waits for its place before its request is read, and gives it back when its answer
 //! has left HTTP/2's buffers. It takes its whole place at once, so calls can't wait for each other.
+//! A request of several frames is put together here, in one buffer that the codec takes over: what
+//! grows piece by piece is copied, and the copies wiped.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,6 +12,7 @@ use std::task::Context;
 use std::task::Poll;
 
 use bytes::Bytes;
+use bytes::BytesMut;
 use http_body::Body as HttpBody;
 use http_body::Frame;
 use http_body::SizeHint;
@@ -34,24 +37,32 @@ impl Room {
         Self(Arc::new(Semaphore::new(WHOLE >> GRAIN)))
     }
 
-    /// Resolves when there is room for `request` and for an answer of at most `answer` bytes
-    /// beyond the request's own length. No place is taken by a call that needs but little.
+    /// Resolves when there is room for `request`, whose message has at most `limit` bytes, and for
+    /// an answer that is longer by at most `answer` bytes. No place is taken by a call that needs
+    /// but little.
     pub(super) async fn admit(
         &self,
         request: http::Request<Incoming>,
+        limit: usize,
         answer: usize,
     ) -> (http::Request<Body>, Option<Place>) {
-        let (parts, mut body) = request.into_parts();
-        let first = body.frame().await;
+        let (parts, mut rest) = request.into_parts();
+        let mut first = rest.frame().await;
         let data = first
             .as_ref()
             .and_then(|frame| frame.as_ref().ok()?.data_ref());
-        let length = data.map_or(0, |data| announced(data));
+        let (length, here) = data.map_or((0, 0), |data| (announced(data), data.len()));
         let place = match length.saturating_mul(2).saturating_add(answer) {
             0..=SMALL => None,
             bytes => self.take(bytes.min(WHOLE)).await,
         };
-        let body = Body::new(Resumed { first, rest: body });
+        if here < length && length <= limit {
+            first = match first {
+                Some(Ok(frame)) => Some(together(frame, length, &mut rest).await),
+                other => other,
+            };
+        }
+        let body = Body::new(Resumed { first, rest });
         (http::Request::from_parts(parts, body), place)
     }
 
@@ -125,17 +136,46 @@ impl HttpBody for Resumed {
     }
 }
 
-/// The length of the gRPC message that begins with `data`: a flag and an `u32`. One that comes in
-/// so small pieces that this is not there yet may be of any length.
+/// The frame that `first` and those after it come to, when they are `length` bytes or there are no
+/// more.
+async fn together(
+    first: Frame<Bytes>,
+    length: usize,
+    rest: &mut Incoming,
+) -> Result<Frame<Bytes>, hyper::Error> {
+    let data = match first.into_data() {
+        Ok(data) => data,
+        Err(other) => return Ok(other),
+    };
+    // Not by a length alone that the peer announces.
+    let mut whole = BytesMut::with_capacity(length.min(AHEAD));
+    whole.extend_from_slice(&data);
+    drop(data);
+    while whole.len() < length
+        && let Some(frame) = rest.frame().await
+    {
+        if let Ok(data) = frame?.into_data() {
+            whole.extend_from_slice(&data);
+        }
+    }
+    Ok(Frame::data(whole.freeze()))
+}
+
+/// The length of the gRPC message that begins with `data`, its prefix of a flag and an `u32`
+/// included. One that comes in so small pieces that this is not there yet may be of any length.
 fn announced(data: &[u8]) -> usize {
     match data {
-        [_, a, b, c, d, ..] => {
-            usize::try_from(u32::from_be_bytes([*a, *b, *c, *d])).unwrap_or(usize::MAX)
-        }
+        [_, a, b, c, d, ..] => usize::try_from(u32::from_be_bytes([*a, *b, *c, *d]))
+            .unwrap_or(usize::MAX)
+            .saturating_add(PREFIX),
         _ => usize::MAX,
     }
 }
 
+/// What stands before a gRPC message, in bytes.
+const PREFIX: usize = 5;
+/// How much is allocated before it is there, in bytes.
+const AHEAD: usize = 64 << 10;
 /// The room of a connection for large calls, in bytes: the largest batch and its answer.
 const WHOLE: usize = 8 << 20;
 /// A call that needs no more than this, in bytes, takes no place.

@@ -202,7 +202,7 @@ impl Inner {
     ) -> Result<http::Response<Body>, Error> {
         let session = Arc::clone(connection.authenticated(self.clock.wall())?);
         let rpc = rpc.ok_or(Error::MethodUnknown)?;
-        let (mut request, place) = connection.room.admit(request, rpc.answer).await;
+        let (mut request, place) = connection.room.admit(request, rpc.limit, rpc.answer).await;
         let _turn = self
             .in_flight
             .try_acquire()
