@@ -467,4 +467,4 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// What is read at once, in bytes: rustls by itself asks for 4 KiB at a time.
-const READ_AHEAD: usize = 16 << 10;
+const READ_AHEAD: usize = 32 << 10;

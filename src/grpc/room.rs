@@ -179,6 +179,6 @@ const AHEAD: usize = 64 << 10;
 /// The room of a connection for large calls, in bytes: the largest batch and its answer.
 const WHOLE: usize = 8 << 20;
 /// A call that needs no more than this, in bytes, takes no place.
-const SMALL: usize = 48 << 10;
+const SMALL: usize = 64 << 10;
 /// Places are counted in units of 2^10 bytes.
 const GRAIN: usize = 10;

@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use http::HeaderMap;
+use http::HeaderName;
 use http::HeaderValue;
+use http::header::USER_AGENT;
 use hyper::body::Incoming;
 use tokio::sync::Semaphore;
 use tonic::Code;
@@ -161,7 +163,7 @@ impl Witness {
             response = status(&unavailable.into(), &request_id).into_http();
         }
         if let Ok(value) = HeaderValue::from_str(&request_id) {
-            response.headers_mut().insert(REQUEST_ID, value);
+            response.headers_mut().insert(REQUEST_ID.clone(), value);
         }
         response
     }
@@ -242,8 +244,8 @@ fn introduce(
 ) {
     record.event_name = rpc.map(|rpc| Arc::clone(&rpc.name));
     record.origin = Some(Arc::clone(&connection.origin));
-    record.user_agent = text(headers, "user-agent").map(|agent| connection.agent(agent));
-    record.trace_id = text(headers, "traceparent").and_then(trace_id);
+    record.user_agent = text(headers, &USER_AGENT).map(|agent| connection.agent(agent));
+    record.trace_id = text(headers, &TRACEPARENT).and_then(trace_id);
     record.request_id = Some(Arc::clone(request_id));
 }
 
@@ -259,7 +261,7 @@ fn of_tonic(code: Code, limit: usize) -> Error {
 /// How long the call may take: what its client allows, less the way back, and never longer than
 /// the cap.
 fn patience(headers: &HeaderMap) -> Duration {
-    let Some(allowed) = text(headers, "grpc-timeout").and_then(grpc_timeout) else {
+    let Some(allowed) = text(headers, &GRPC_TIMEOUT).and_then(grpc_timeout) else {
         return LONGEST;
     };
     allowed
@@ -287,7 +289,7 @@ fn grpc_timeout(text: &str) -> Option<Duration> {
 
 /// The client's request id if it is short and printable, else one of ours: the record's own id.
 fn request_id(headers: &HeaderMap, own: impl FnOnce() -> Uuid) -> Arc<str> {
-    match text(headers, REQUEST_ID) {
+    match text(headers, &REQUEST_ID) {
         Some(id) if !id.is_empty() && id.len() <= 128 => id.into(),
         Some(_) | None => {
             let mut text = Uuid::encode_buffer();
@@ -303,13 +305,16 @@ fn trace_id(parent: &str) -> Option<String> {
 }
 
 /// A header's value if it is printable, cut to a sane length.
-fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     let value = headers.get(name)?.to_str().ok()?;
     // ASCII, so it can be cut anywhere.
     Some(value.get(..256).unwrap_or(value))
 }
 
-const REQUEST_ID: &str = "x-request-id";
+// Names made once: to make one of a text is to parse and, for the answer, to copy it.
+static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// The cap of every method: a KMS that answers at all answers by then.
 const LONGEST: Duration = Duration::from_secs(30);
 /// So much of the client's deadline is left for our answer to reach it.
