@@ -14,6 +14,7 @@ mod frames;
 mod header;
 mod keys;
 mod reader;
+pub mod stream;
 
 #[cfg(test)]
 mod tests;
@@ -190,6 +191,11 @@ impl<'a> Message<'a> {
     /// UTF-8 text, as raw keyrings write them, are left out: none of them is ours to unwrap.
     pub fn encrypted_data_keys(&self) -> &[EncryptedDataKey] {
         &self.header.claimed.encrypted_data_keys
+    }
+
+    /// What follows the header, unproven.
+    pub fn body(&self) -> &'a [u8] {
+        self.body
     }
 
     /// The plaintext, after every byte of the message has been verified: commitment, header with

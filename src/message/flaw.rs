@@ -54,6 +54,14 @@ pub enum Flaw {
     /// The encrypted data keys are outside our limits.
     #[error(transparent)]
     Limit(#[from] Limit),
+    /// A frame, or a body without frames, is longer than we hold in memory.
+    #[error("frame of {length} bytes, more than the {limit} that are held in memory")]
+    LongFrame {
+        /// The length it claims, in bytes.
+        length: u64,
+        /// The most bytes that are held.
+        limit: u64,
+    },
     /// Suite 0x0578, which signs.
     #[error("signed suite 0x0578 is not supported")]
     SignedSuite,
@@ -91,6 +99,7 @@ impl Flaw {
             Self::HeaderMismatch => "header_mismatch",
             Self::Limit(Limit::Field { .. }) => "encrypted_data_key_length",
             Self::Limit(Limit::Keys { .. }) => "encrypted_data_key_count",
+            Self::LongFrame { .. } => "long_frame",
             Self::SignedSuite => "signed_suite",
             Self::Suite(_) => "suite",
             Self::TrailingBytes(_) => "trailing_bytes",

@@ -38,14 +38,19 @@ impl FrameLength {
         self.0.to_be_bytes()
     }
 
-    fn bytes(self) -> usize {
+    pub(super) fn bytes(self) -> usize {
         usize::try_from(self.0).expect("a slice can be 2^31 bytes long")
     }
 
     /// The number of regular frames in front of the final one: a full last frame is the final one,
     /// and an empty plaintext is one empty final frame.
-    fn regular_frames(self, plaintext: usize) -> usize {
+    pub(super) fn regular_frames(self, plaintext: usize) -> usize {
         plaintext.saturating_sub(1) / self.bytes()
+    }
+
+    /// The length of so many sealed regular frames, in bytes.
+    pub(super) fn sealed_regular(self, frames: usize) -> usize {
+        frames * (self.bytes() + REGULAR_OVERHEAD)
     }
 }
 
@@ -143,11 +148,13 @@ pub(super) struct Frame<'a> {
 }
 
 impl<'a> Frame<'a> {
-    /// Reads the frame that must have the number `expected`.
-    pub(super) fn read(
+    /// Reads the frame that must have the number `expected` and content of at most `longest`
+    /// bytes.
+    fn read(
         reader: &mut Reader<'a>,
         expected: u32,
         frame_length: FrameLength,
+        longest: u64,
     ) -> Result<Self, Flaw> {
         let first = reader.u32()?;
         let (kind, sequence) = match first {
@@ -163,8 +170,9 @@ impl<'a> Frame<'a> {
         let nonce = reader.array()?;
         let length = match kind {
             Kind::Final => read_final_length(reader, frame_length)?,
-            Kind::Regular | Kind::Single => frame_length.bytes(),
+            Kind::Regular | Kind::Single => frame_length.0,
         };
+        let length = bounded(length.into(), longest)?;
         Ok(Self {
             kind,
             sequence,
@@ -175,9 +183,9 @@ impl<'a> Frame<'a> {
     }
 
     /// Reads a body that is not cut into frames: `IV ‖ u64 length ‖ C ‖ T`.
-    pub(super) fn read_single(reader: &mut Reader<'a>) -> Result<Self, Flaw> {
+    fn read_single(reader: &mut Reader<'a>, longest: u64) -> Result<Self, Flaw> {
         let nonce = reader.array()?;
-        let length = usize::try_from(reader.u64()?).map_err(|_| Flaw::Truncated)?;
+        let length = bounded(reader.u64()?, longest)?;
         Ok(Self {
             kind: Kind::Single,
             sequence: 1,
@@ -188,7 +196,7 @@ impl<'a> Frame<'a> {
     }
 }
 
-fn read_final_length(reader: &mut Reader<'_>, frame_length: FrameLength) -> Result<usize, Flaw> {
+fn read_final_length(reader: &mut Reader<'_>, frame_length: FrameLength) -> Result<u32, Flaw> {
     let length = reader.u32()?;
     if length > frame_length.0 {
         return Err(Flaw::FinalFrame {
@@ -196,23 +204,79 @@ fn read_final_length(reader: &mut Reader<'_>, frame_length: FrameLength) -> Resu
             limit: frame_length.0,
         });
     }
-    Ok(usize::try_from(length).expect("no longer than a frame"))
+    Ok(length)
+}
+
+/// The length of content that is to be taken.
+fn bounded(length: u64, longest: u64) -> Result<usize, Flaw> {
+    if length > longest {
+        return Err(Flaw::LongFrame {
+            length,
+            limit: longest,
+        });
+    }
+    // What does not fit into memory is not there.
+    usize::try_from(length).map_err(|_| Flaw::Truncated)
+}
+
+/// Where in a body the next frame is, and what may stand there.
+pub(super) struct Place {
+    framing: Framing,
+    /// Longest content, in bytes.
+    longest: u64,
+    /// The number of the next frame; `None` after the last one.
+    next: Option<u32>,
+}
+
+impl Place {
+    /// In front of the first frame.
+    pub(super) fn first(framing: Framing, longest: u64) -> Self {
+        Self {
+            framing,
+            longest,
+            next: Some(1),
+        }
+    }
+
+    /// Whether the last frame has been read.
+    pub(super) fn is_behind(&self) -> bool {
+        self.next.is_none()
+    }
+
+    /// Reads the frame that belongs here. With a flaw, the place is still the same.
+    pub(super) fn read<'a>(&mut self, reader: &mut Reader<'a>) -> Result<Frame<'a>, Flaw> {
+        let Some(expected) = self.next else {
+            return Err(Flaw::TrailingBytes(reader.rest().len()));
+        };
+        let frame = match self.framing {
+            Framing::Framed(length) => Frame::read(reader, expected, length, self.longest),
+            Framing::Single => Frame::read_single(reader, self.longest),
+        }?;
+        self.next = match frame.kind {
+            Kind::Regular => {
+                let next = expected.checked_add(1);
+                Some(next.expect("the greatest number marks the final frame"))
+            }
+            Kind::Final | Kind::Single => None,
+        };
+        Ok(frame)
+    }
 }
 
 /// The frames of a received body in order, then a flaw if anything follows the last one.
 pub(super) struct Frames<'a> {
     reader: Reader<'a>,
-    framing: Framing,
-    /// The number of the next frame; `None` after the last one, or a flaw.
-    next: Option<u32>,
+    place: Place,
+    flawed: bool,
 }
 
 impl<'a> Frames<'a> {
     pub(super) fn new(body: &'a [u8], framing: Framing) -> Self {
         Self {
             reader: Reader::new(body),
-            framing,
-            next: Some(1),
+            // Nothing is longer than the body, which is in memory already.
+            place: Place::first(framing, u64::MAX),
+            flawed: false,
         }
     }
 }
@@ -221,23 +285,13 @@ impl<'a> Iterator for Frames<'a> {
     type Item = Result<Frame<'a>, Flaw>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let expected = self.next.take()?;
-        let frame = match self.framing {
-            Framing::Framed(length) => Frame::read(&mut self.reader, expected, length),
-            Framing::Single => Frame::read_single(&mut self.reader),
-        };
-        let Ok(frame) = frame else {
-            return Some(frame);
-        };
-        match (frame.kind, self.reader.rest().len()) {
-            (Kind::Regular, _) => {
-                let next = expected.checked_add(1);
-                self.next = Some(next.expect("the greatest number marks the final frame"));
-            }
-            (Kind::Final | Kind::Single, 0) => {}
-            (Kind::Final | Kind::Single, extra) => return Some(Err(Flaw::TrailingBytes(extra))),
+        let over = self.place.is_behind() && self.reader.rest().is_empty();
+        if over || self.flawed {
+            return None;
         }
-        Some(Ok(frame))
+        let frame = self.place.read(&mut self.reader);
+        self.flawed = frame.is_err();
+        Some(frame)
     }
 }
 

@@ -205,6 +205,8 @@ fn bind<'a>(header: &'a [u8], associated_data: &[u8]) -> Cow<'a, [u8]> {
     Cow::Owned([header, ASSOCIATED_DATA, &value].concat())
 }
 
+/// So many bytes tell what is no message from what may become one.
+pub(super) const TELLING: usize = 4;
 const VERSION_AND_SUITE: [u8; 3] = [0x02, 0x04, 0x78];
 /// Content types.
 const SINGLE_BLOCK: u8 = 1;

@@ -1,7 +1,10 @@
 //! Takes fields off the front of received bytes: every length is checked, nothing is copied.
 
 /// The bytes that have not been read yet.
-pub(super) struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a> {
+    rest: &'a [u8],
+    missing: usize,
+}
 
 /// The bytes end before the field does.
 #[derive(Debug)]
@@ -9,24 +12,40 @@ pub(super) struct Short;
 
 impl<'a> Reader<'a> {
     pub(super) fn new(bytes: &'a [u8]) -> Self {
-        Self(bytes)
+        Self {
+            rest: bytes,
+            missing: 0,
+        }
     }
 
     /// What has not been read yet.
     pub(super) fn rest(&self) -> &'a [u8] {
-        self.0
+        self.rest
+    }
+
+    /// How many bytes the field lacks that did not fit; 0 as long as every field did.
+    pub(super) fn missing(&self) -> usize {
+        self.missing
     }
 
     pub(super) fn take(&mut self, length: usize) -> Result<&'a [u8], Short> {
-        let (field, rest) = self.0.split_at_checked(length).ok_or(Short)?;
-        self.0 = rest;
-        Ok(field)
+        match self.rest.split_at_checked(length) {
+            Some((field, rest)) => {
+                self.rest = rest;
+                Ok(field)
+            }
+            None => Err(self.short(length)),
+        }
     }
 
     pub(super) fn array<const N: usize>(&mut self) -> Result<&'a [u8; N], Short> {
-        let (field, rest) = self.0.split_first_chunk().ok_or(Short)?;
-        self.0 = rest;
-        Ok(field)
+        match self.rest.split_first_chunk() {
+            Some((field, rest)) => {
+                self.rest = rest;
+                Ok(field)
+            }
+            None => Err(self.short(N)),
+        }
     }
 
     pub(super) fn u16(&mut self) -> Result<u16, Short> {
@@ -39,5 +58,10 @@ impl<'a> Reader<'a> {
 
     pub(super) fn u64(&mut self) -> Result<u64, Short> {
         self.array().copied().map(u64::from_be_bytes)
+    }
+
+    fn short(&mut self, length: usize) -> Short {
+        self.missing = length - self.rest.len();
+        Short
     }
 }
