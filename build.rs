@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-const SECRETIVE: [&str; 17] = [
+const SECRETIVE: [&str; 23] = [
     ".keybroker.v1.EncryptRequest",
     ".keybroker.v1.EncryptResponse",
     ".keybroker.v1.DecryptRequest",
@@ -52,5 +52,11 @@ const SECRETIVE: [&str; 17] = [
     ".keybroker.v1.GenerateDataKeyResponse",
     ".keybroker.v1.GenerateDataKeyWithoutPlaintextRequest",
     ".keybroker.v1.GenerateDataKeyWithoutPlaintextResponse",
+    ".keybroker.v1.EncryptStreamStart",
+    ".keybroker.v1.EncryptStreamChunk",
+    ".keybroker.v1.EncryptStreamOutput",
+    ".keybroker.v1.DecryptStreamStart",
+    ".keybroker.v1.DecryptStreamChunk",
+    ".keybroker.v1.DecryptStreamOutput",
     ".keybroker.v1.GenerateRandomResponse",
 ];

@@ -30,10 +30,12 @@ pub use json::Names;
 pub use record::Cache;
 pub use record::Failure;
 pub use record::Origin;
+pub use record::Phase;
 pub use record::Record;
 pub use record::Resource;
 pub use record::Session;
 pub use record::Stamp;
+pub use record::Stream;
 pub use record::Tls;
 pub use record::UserIdentity;
 pub use sink::Config;
@@ -189,6 +191,11 @@ impl Notes {
     /// Adds to the record.
     pub fn add(&self, note: impl FnOnce(&mut Record)) {
         note(&mut self.lock());
+    }
+
+    /// What has been added so far.
+    pub fn record(&self) -> Record {
+        self.lock().clone()
     }
 
     /// Whether a failure has been noted.

@@ -5,6 +5,7 @@
 
 mod batch;
 mod notes;
+pub mod stream;
 
 use std::sync::Arc;
 
@@ -426,7 +427,10 @@ fn bounded(field: &'static str, length: usize) -> Result<(), Error> {
     match length {
         0 => Err(invalid(field, "there is no plaintext in it".into())),
         1..=MAX_PLAINTEXT => Ok(()),
-        _ => Err(Error::PlaintextTooLarge { length }),
+        _ => Err(Error::PlaintextTooLarge {
+            length: u64::try_from(length).unwrap_or(u64::MAX),
+            limit: u64::try_from(MAX_PLAINTEXT).unwrap_or(u64::MAX),
+        }),
     }
 }
 

@@ -14,6 +14,7 @@
 //! | `slot`, `share`, `shares` | an entry, a tenant's entries, all tenants |
 //! | `flight`, `upstream`, `refresh` | one KMS call for all who wait; successors ahead of time |
 //! | `refusal`, `probe`, `learn` | what KMS refused, and whom that concerns |
+//! | `stream` | a data key in use for as long as a stream goes on |
 //! | `warm` | what a restart begins with |
 
 mod budget;
@@ -29,6 +30,7 @@ mod refusal;
 mod share;
 mod shares;
 mod slot;
+mod stream;
 mod upstream;
 pub mod warm;
 
@@ -41,6 +43,9 @@ pub use key::Reserved;
 pub use key::SealingKey;
 pub use key::Series;
 pub use origin::Version;
+pub use stream::Cut;
+pub use stream::Opening;
+pub use stream::Sealing;
 
 use crate::clock::Clock;
 use crate::directory::Directory;
@@ -203,6 +208,17 @@ impl DataKeys {
                 Err(Spoiled::Spent(why)) => retire_sealing(&share, &id, &key, why),
             }
         }
+    }
+
+    /// As [`DataKeys::sealing`], for a message of unknown length: its data key seals nothing else.
+    /// What it seals is for the caller to keep within the key's limit of bytes.
+    ///
+    /// # Errors
+    /// What KMS answers.
+    pub async fn sealing_alone(&self, permit: &Permit) -> Result<Reserved, Error> {
+        let id = Id::sealing(permit.key(), permit.context().serialized());
+        let share = self.upstream.shares.of(permit.tenant());
+        self.single_use(&share, permit, id).await
     }
 
     /// The data key of `message`, from the cache or unwrapped by KMS under one of the permitted

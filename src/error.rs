@@ -77,10 +77,12 @@ pub enum Error {
     #[error("too many calls under way")]
     Overloaded,
     /// A plaintext is longer than its limit.
-    #[error("plaintext of {length} bytes over its limit")]
+    #[error("plaintext of {length} bytes over the limit of {limit}")]
     PlaintextTooLarge {
-        /// Its length in bytes.
-        length: usize,
+        /// Its length in bytes, as far as it is known.
+        length: u64,
+        /// The most bytes it may have.
+        limit: u64,
     },
     /// An item's result has no room left in its batch's response.
     #[error("no room left in the response")]
@@ -88,6 +90,9 @@ pub enum Error {
         /// The response's limit in bytes.
         limit: usize,
     },
+    /// Nothing moved on a stream for long.
+    #[error("the stream stood still")]
+    Stalled,
     /// The tenant's own KMS key does not exist or is of the wrong kind.
     #[error("tenant's KMS configuration: {0}")]
     TenantKmsConfigInvalid(String),
@@ -103,6 +108,9 @@ pub enum Error {
     /// A ciphertext does not open; the cause is for the audit and our own CLI alone.
     #[error("ciphertext refused: {0}")]
     Unverified(Unverified),
+    /// The data key of a stream was purged, or its key is not what it was.
+    #[error("the data key was withdrawn")]
+    Withdrawn,
 }
 
 /// Why a connection proves no identity.
@@ -193,7 +201,8 @@ impl Error {
             Self::AuditUnavailable(_)
             | Self::KmsThrottled
             | Self::KmsUnavailable(_)
-            | Self::Overloaded => true,
+            | Self::Overloaded
+            | Self::Withdrawn => true,
             Self::Bug(_)
             | Self::Checksum(_)
             | Self::Context { .. }
@@ -208,6 +217,7 @@ impl Error {
             | Self::MethodUnknown
             | Self::PlaintextTooLarge { .. }
             | Self::ResponseTooLarge { .. }
+            | Self::Stalled
             | Self::TenantKmsConfigInvalid(_)
             | Self::TenantKmsDenied(_)
             | Self::Unauthenticated(_)
@@ -224,7 +234,7 @@ impl Error {
             Self::Checksum(_) => "CHECKSUM_MISMATCH",
             Self::Context { .. } => "CONTEXT_INVALID",
             Self::Denied(_) => "POLICY_DENIED",
-            Self::Expired => "DEADLINE_EXCEEDED",
+            Self::Expired | Self::Stalled => "DEADLINE_EXCEEDED",
             Self::Invalid { .. } => "FIELD_INVALID",
             Self::KeyDisabled => "KEY_DISABLED",
             Self::KeyPendingDeletion(_) => "KEY_PENDING_DELETION",
@@ -245,6 +255,7 @@ impl Error {
             Self::Unauthenticated(Unauthenticated::TrustDomainUnknown) => "TRUST_DOMAIN_UNKNOWN",
             Self::Unmapped => "IDENTITY_UNMAPPED",
             Self::Unverified(_) => "CIPHERTEXT_INVALID",
+            Self::Withdrawn => "DATA_KEY_WITHDRAWN",
         }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! From the socket inwards: [`listener`] accepts, [`tls`] proves who the peer is, `driver` runs
 //! one connection, `witness` opens the audit record and guards the call, `service` turns wire
-//! messages into broker calls, and `status` turns errors into statuses. [`client`] is the other
-//! side, for our own command line.
+//! messages into broker calls, `stream` runs those that go on for long, and `status` turns errors
+//! into statuses. [`client`] is the other side, for our own command line.
 
 mod batch;
 pub mod client;
@@ -16,6 +16,7 @@ mod room;
 mod server;
 mod service;
 mod status;
+mod stream;
 pub mod tls;
 mod witness;
 
@@ -71,6 +72,12 @@ pub mod pb {
         GenerateDataKeyResponse,
         GenerateDataKeyWithoutPlaintextRequest,
         GenerateDataKeyWithoutPlaintextResponse,
+        EncryptStreamStart,
+        EncryptStreamChunk,
+        EncryptStreamOutput,
+        DecryptStreamStart,
+        DecryptStreamChunk,
+        DecryptStreamOutput,
         GenerateRandomResponse,
     );
 

@@ -84,19 +84,24 @@ pub struct Stood {
     pub latencies: Vec<Duration>,
 }
 
+/// Where to connect to, with the certificates in `folder`.
+pub fn endpoint(address: SocketAddr, folder: &Path) -> Endpoint {
+    let read = |name| fs::read(folder.join(name)).unwrap();
+    let tls = ClientTlsConfig::new()
+        .domain_name(stage::SERVER_NAME)
+        .ca_certificate(Certificate::from_pem(read(stage::AUTHORITY)))
+        .identity(Identity::from_pem(
+            read(stage::CLIENT.certificate),
+            read(stage::CLIENT.private_key),
+        ));
+    let endpoint = Endpoint::from_shared(format!("https://{address}")).unwrap();
+    endpoint.tls_config(tls).unwrap()
+}
+
 impl Client {
     /// Connects in `shape` with the certificates in `folder`.
     pub async fn connect(address: SocketAddr, folder: &Path, shape: Shape) -> Self {
-        let read = |name| fs::read(folder.join(name)).unwrap();
-        let tls = ClientTlsConfig::new()
-            .domain_name(stage::SERVER_NAME)
-            .ca_certificate(Certificate::from_pem(read(stage::AUTHORITY)))
-            .identity(Identity::from_pem(
-                read(stage::CLIENT.certificate),
-                read(stage::CLIENT.private_key),
-            ));
-        let endpoint = Endpoint::from_shared(format!("https://{address}")).unwrap();
-        let endpoint = endpoint.tls_config(tls).unwrap();
+        let endpoint = endpoint(address, folder);
         let mut channels = Vec::new();
         for _ in 0..shape.connections {
             channels.push(endpoint.connect().await.unwrap());

@@ -75,9 +75,14 @@ impl Process {
         self.address
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The CPU time that it has used so far.
     pub fn cpu(&self) -> Cpu {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.id())).unwrap();
         // The second field, the name in parentheses, may hold anything.
         let (_, fields) = stat.rsplit_once(')').unwrap();
         let spent = |n| {

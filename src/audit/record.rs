@@ -16,7 +16,7 @@ use crate::name::KeyName;
 use crate::name::TenantId;
 
 /// What is known of a call. A field that was never learned is `null` in the line.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Record {
     /// The RPC's name without its service, `_OTHER` for a path that is no RPC.
     pub event_name: Option<Arc<str>>,
@@ -48,11 +48,34 @@ pub struct Record {
     pub kms_request_id: Option<String>,
     /// The items of a batch and what became of them; stands in no other call's line.
     pub items: Option<Tally>,
+    /// Of which stream it is the first or the last record.
+    pub stream: Option<Stream>,
     /// Why the call failed; `None` if it was served.
     pub failure: Option<Failure>,
 }
 
+/// A stream's two records: one before its first byte leaves, one when it has ended.
+#[derive(Clone, Copy)]
+pub struct Stream {
+    /// What both have in common: the `eventID` of the first.
+    pub id: Uuid,
+    /// Which of the two it is.
+    pub phase: Phase,
+    /// How many messages it has sent.
+    pub messages: u64,
+}
+
+/// Where a stream is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// At its end, however it ended.
+    Closed,
+    /// At its beginning: it is authorized and has a data key.
+    Opened,
+}
+
 /// A key's version that was used, and the KMS key behind it.
+#[derive(Clone)]
 pub struct Resource {
     /// `tenants/…/keys/…/versions/…`.
     pub name: Arc<str>,
@@ -63,6 +86,7 @@ pub struct Resource {
 }
 
 /// Why a call failed.
+#[derive(Clone)]
 pub struct Failure {
     /// The reason, as on the wire.
     pub reason: &'static str,
@@ -251,7 +275,22 @@ impl Record {
         }
         let micros = i64::try_from(micros).unwrap_or(i64::MAX);
         put(line, r#","durationMicros":"#, Other(micros));
+        // Other calls have none of them.
+        if let Some(stream) = &self.stream {
+            put(line, r#","streamID":"#, stream.id);
+            put(line, r#","streamPhase":"#, stream.phase.name());
+            put(line, r#","streamMessages":"#, stream.messages);
+        }
         line.push(b'}');
+    }
+}
+
+impl Phase {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Opened => "opened",
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 /// Counts items. Beyond so many rows that name a key they are counted by outcome alone, so that no denial
 /// disappears among what was served.
+#[derive(Clone)]
 pub struct Tally {
     items: usize,
     rows: Vec<Row>,
@@ -14,7 +15,7 @@ pub struct Tally {
 }
 
 /// So many items of one key with one outcome.
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 pub(super) struct Row {
     /// The key's full name; none for items that name no key, and for rows beyond the bound.
     key: Option<Arc<str>>,

@@ -15,12 +15,15 @@ use crate::datakeys::origin::Material;
 use crate::datakeys::origin::Origin;
 use crate::datakeys::origin::Version;
 use crate::datakeys::refresh::Pace;
+use crate::datakeys::stream::Opening;
+use crate::datakeys::stream::Sealing;
 use crate::kms;
 use crate::message;
 use crate::message::EncryptedDataKey;
 use crate::message::Envelope;
 use crate::message::Flaw;
 use crate::message::Message;
+use crate::message::stream::Sealer;
 use crate::metrics::Retirement;
 use crate::policy::Permit;
 
@@ -266,6 +269,16 @@ impl Reserved {
         })
     }
 
+    /// Begins one message, and returns its header; others that were counted are lost.
+    ///
+    /// # Errors
+    /// The random generator's failure.
+    pub fn begin(self, associated_data: &[u8]) -> Result<(Sealing, Vec<u8>), random::Error> {
+        let secret = self.key.material.secret();
+        let (sealer, header) = Sealer::new(secret, &self.key.envelope, associated_data)?;
+        Ok((Sealing::new(sealer, self.key), header))
+    }
+
     /// The key version that wraps the data key.
     pub fn version(&self) -> &Arc<Version> {
         &self.key.version
@@ -305,6 +318,15 @@ impl Opener {
     /// [`Flaw`]: nothing of the plaintext is returned.
     pub fn open(&self, message: &Message<'_>, associated_data: &[u8]) -> Result<Plaintext, Flaw> {
         message.open(self.key.material.secret(), associated_data)
+    }
+
+    /// Begins to open `message`, of which the header is whole at least: proves that.
+    ///
+    /// # Errors
+    /// [`Flaw`] of the header.
+    pub fn begin(self, message: &Message<'_>, associated_data: &[u8]) -> Result<Opening, Flaw> {
+        let opener = message.unseal(self.key.material.secret(), associated_data)?;
+        Ok(Opening::new(opener, self.key))
     }
 
     /// The key version that wrapped the data key.

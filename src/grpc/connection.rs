@@ -38,6 +38,8 @@ pub(super) struct Connection {
     agent: OnceLock<Arc<str>>,
     /// For the requests and answers that are in memory.
     pub(super) room: Room,
+    /// Streams that are open on it.
+    streams: watch::Sender<usize>,
     chain: Vec<CertificateDer<'static>>,
     refused: OnceLock<Unauthenticated>,
     close: Notify,
@@ -58,6 +60,7 @@ impl Connection {
             agent: OnceLock::new(),
             calls: AtomicU64::new(0),
             room: Room::new(),
+            streams: watch::Sender::new(0),
             chain,
             refused: OnceLock::new(),
             close: Notify::new(),
@@ -103,10 +106,37 @@ impl Connection {
         agent.into()
     }
 
+    /// Counts a stream as open as long as the result is kept.
+    pub(super) fn stream(self: &Arc<Self>) -> OpenStream {
+        self.streams.send_modify(|open| *open += 1);
+        OpenStream(Arc::clone(self))
+    }
+
+    /// Whether no stream is open.
+    pub(super) fn is_quiet(&self) -> bool {
+        *self.streams.borrow() == 0
+    }
+
+    /// Resolves when no stream is open.
+    pub(super) async fn quiet(&self) {
+        // Err: the sender is gone, which it is not before the connection.
+        let _ = self.streams.subscribe().wait_for(|open| *open == 0).await;
+    }
+
     fn refuse(&self, reason: Unauthenticated) {
         if self.refused.set(reason).is_ok() {
             self.close.notify_one();
         }
+    }
+}
+
+/// A stream that is open on a connection.
+pub(super) struct OpenStream(Arc<Connection>);
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        let streams = &self.0.streams;
+        streams.send_modify(|open| *open = open.saturating_sub(1));
     }
 }
 

@@ -3,6 +3,8 @@
 //! Messages are taken apart completely, so that a new field breaks the build here. Checksums are
 //! compared here, before anything else looks at the bytes.
 
+pub(super) mod stream;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;

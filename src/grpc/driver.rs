@@ -51,10 +51,14 @@ pub struct Deadlines {
     pub ping: Duration,
     /// For that sign; a peer that for both together takes nothing of what is sent is cut off.
     pub pong: Duration,
-    /// Without a new call for so long, a connection is asked to go.
+    /// Without a new call or an open stream for so long, a connection is asked to go.
     pub idle: Duration,
     /// What calls under way have to finish when a connection is asked to go.
     pub grace: Duration,
+    /// What streams under way have, before that begins.
+    pub stream_grace: Duration,
+    /// For a stream on which nothing moves.
+    pub stall: Duration,
 }
 
 impl Default for Deadlines {
@@ -67,6 +71,8 @@ impl Default for Deadlines {
             idle: Duration::from_mins(5),
             // No call may take longer.
             grace: Duration::from_secs(30),
+            stream_grace: Duration::from_mins(10),
+            stall: Duration::from_secs(30),
         }
     }
 }
@@ -108,7 +114,7 @@ pub(super) async fn drive<IO>(
             _ = drain.wait_for(|drain| *drain) => break,
             () = idle.as_mut() => {
                 let calls = connection.calls.load(Ordering::Relaxed);
-                if calls == seen {
+                if calls == seen && connection.is_quiet() {
                     break;
                 }
                 seen = calls;
@@ -119,7 +125,15 @@ pub(super) async fn drive<IO>(
     serving.as_mut().graceful_shutdown();
     // Cut off after the grace: a half-open peer would hold us for ever.
     let rest = poll_fn(|cx| turns.poll(serving.as_mut(), settle, cx.waker()));
-    let _ = tokio::time::timeout(deadlines.grace, rest).await;
+    let late = async {
+        // Err: the streams have had their time as well.
+        let _ = tokio::time::timeout(deadlines.stream_grace, connection.quiet()).await;
+        tokio::time::sleep(deadlines.grace).await;
+    };
+    tokio::select! {
+        () = rest => {}
+        () = late => {}
+    }
 }
 
 /// HTTP/2 with nothing left to a default: tonic's own server leaves streams and resets unlimited.

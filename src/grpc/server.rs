@@ -12,6 +12,7 @@ use jiff::SignedDuration;
 use jiff::Timestamp;
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
+use prost_types::MethodDescriptorProto;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tokio::sync::watch;
@@ -36,6 +37,7 @@ use crate::grpc::pb::key_broker_service_server::KeyBrokerServiceServer;
 use crate::grpc::pb::key_broker_service_server::SERVICE_NAME;
 use crate::grpc::service::Service;
 use crate::grpc::tls::Material;
+use crate::grpc::witness;
 use crate::grpc::witness::Method;
 use crate::grpc::witness::Rpc;
 use crate::grpc::witness::Witness;
@@ -64,6 +66,8 @@ pub struct Limits {
     pub connections_per_address: usize,
     /// Calls under way; one more is OVERLOADED.
     pub in_flight: usize,
+    /// Streams under way, which count apart; one more is OVERLOADED.
+    pub streams: usize,
     /// The age at which a connection is asked to go, ± 10 %.
     pub connection_age: SignedDuration,
     /// After SIGTERM, the time in which load balancers learn that we go.
@@ -82,6 +86,7 @@ impl Default for Limits {
             connections_per_identity: 64,
             connections_per_address: 256,
             in_flight: 512,
+            streams: 128,
             connection_age: SignedDuration::from_mins(15),
             drain_pause: SignedDuration::from_secs(5),
             drain: SignedDuration::from_secs(25),
@@ -119,6 +124,7 @@ impl Limits {
             "65536",
         )?;
         count("limits.in_flight", self.in_flight, 65_536, "65536")?;
+        count("limits.streams", self.streams, 65_536, "65536")?;
         let span = |name, value: SignedDuration, least, floor, most, ceiling| {
             if value < floor || value > ceiling {
                 return Err(OutOfBounds {
@@ -247,7 +253,11 @@ impl Server {
             methods(&parts.broker, listen),
             parts.audit,
             Arc::clone(&clock),
-            limits.in_flight,
+            witness::Bounds {
+                in_flight: limits.in_flight,
+                streams: limits.streams,
+                stall: limits.deadlines.stall,
+            },
         );
         let connections = Connections::new(
             limits.connections_per_identity,
@@ -399,14 +409,15 @@ fn methods(broker: &Arc<Broker>, listen: &listener::Config) -> HashMap<String, M
     };
     let usual = ours(MAX_MESSAGE);
     let batch = ours(MAX_BATCH);
-    let rpc = |name: &str| {
-        let ((service, limit), answer, work) = match name {
+    let rpc = |method: &MethodDescriptorProto| {
+        let ((service, limit), answer, work) = match method.name() {
             "EncryptBatch" | "DecryptBatch" => (&batch, MAX_HEADERS, Work::Long),
             "ListKeys" => (&usual, MAX_PAGE, Work::Short),
+            _ if method.client_streaming() => (&usual, 0, Work::Stream),
             _ => (&usual, MAX_HEADER, Work::Short),
         };
         Method::Ours(Rpc {
-            name: name.into(),
+            name: method.name().into(),
             service: service.clone(),
             limit: *limit,
             answer,
@@ -415,14 +426,14 @@ fn methods(broker: &Arc<Broker>, listen: &listener::Config) -> HashMap<String, M
     };
 
     let mut methods = HashMap::new();
-    let mut enter = |descriptors: &[u8], kind: &dyn Fn(&str) -> Method| {
+    let mut enter = |descriptors: &[u8], kind: &dyn Fn(&MethodDescriptorProto) -> Method| {
         let descriptors =
             FileDescriptorSet::decode(descriptors).expect("descriptors are made with their code");
         for file in &descriptors.file {
             for service in &file.service {
                 for method in &service.method {
                     let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
-                    methods.insert(path, kind(method.name()));
+                    methods.insert(path, kind(method));
                 }
             }
         }

@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tonic::Request;
 use tonic::Response;
 use tonic::Status;
+use tonic::Streaming;
 
 use crate::audit::Failure;
 use crate::broker::Broker;
 use crate::broker::Call;
+use crate::broker::stream::Begun;
 use crate::error::Error;
 use crate::grpc::batch;
 use crate::grpc::convert;
@@ -16,10 +19,18 @@ use crate::grpc::convert::Decrypt;
 use crate::grpc::convert::Encrypt;
 use crate::grpc::convert::GenerateDataKey;
 use crate::grpc::convert::ReEncrypt;
+use crate::grpc::convert::Verified;
+use crate::grpc::convert::stream::DecryptStream;
+use crate::grpc::convert::stream::EncryptStream;
+use crate::grpc::convert::stream::Stream;
+use crate::grpc::convert::stream::not_start;
 use crate::grpc::driver::step_aside;
 use crate::grpc::pb;
 use crate::grpc::pb::key_broker_service_server::KeyBrokerService;
 use crate::grpc::status::status;
+use crate::grpc::stream;
+use crate::grpc::stream::Answers;
+use crate::grpc::stream::Lasting;
 use crate::grpc::witness::Passage;
 use crate::policy::Action;
 
@@ -46,13 +57,56 @@ impl Service {
             Ok(call) => run(call, message).await,
             Err(error) => Err(error),
         };
-        outcome.map(Response::new).map_err(|error| {
-            passage
-                .notes
-                .add(|record| record.failure = Some(failure(&error)));
-            status(&error, &passage.request_id)
-        })
+        outcome
+            .map(Response::new)
+            .map_err(|error| refuse(&error, &passage))
     }
+}
+
+impl Service {
+    /// Identifies the caller, has `begin` read what it needs and begin the stream, and lets that go
+    /// on by itself.
+    async fn serve_stream<S: Stream>(
+        &self,
+        request: Request<Streaming<S::Request>>,
+        begin: impl AsyncFnOnce(
+            Call<'_>,
+            S::Start,
+            &mut Streaming<S::Request>,
+        ) -> Result<(Begun, Verified, Bytes), Error>,
+    ) -> Result<Response<Answers<S::Response>>, Status> {
+        let (_, mut extensions, mut requests) = request.into_parts();
+        let passed = (
+            extensions.remove::<Passage>(),
+            extensions.remove::<Lasting>(),
+        );
+        let (Some(passage), Some(lasting)) = passed else {
+            return Err(Status::internal("a call that did not pass the witness"));
+        };
+        let begun = async {
+            let first = stream::message(&mut requests).await?;
+            let start = S::start(first.ok_or_else(not_start)?)?;
+            let call = self.0.call(&passage.session, passage.notes.clone())?;
+            begin(call, start, &mut requests).await
+        };
+        match begun.await {
+            Ok((begun, verified, input)) => {
+                let broker = Arc::clone(&self.0);
+                Ok(Response::new(stream::go_on::<S>(
+                    broker, passage, lasting, begun, verified, input, requests,
+                )))
+            }
+            Err(error) => Err(refuse(&error, &passage)),
+        }
+    }
+}
+
+/// Notes why the call fails, and says it to the client.
+fn refuse(error: &Error, passage: &Passage) -> Status {
+    passage
+        .notes
+        .add(|record| record.failure = Some(failure(error)));
+    status(error, &passage.request_id)
 }
 
 /// The id of the call, for the statuses of its items.
@@ -177,6 +231,40 @@ impl KeyBrokerService for Service {
                 .generate_data_key(action, request.to, request.length)
                 .await?;
             Ok(GenerateDataKey::respond_without_plaintext(verified, sealed))
+        })
+        .await
+    }
+
+    type EncryptStreamStream = Answers<pb::EncryptStreamResponse>;
+
+    async fn encrypt_stream(
+        &self,
+        request: Request<Streaming<pb::EncryptStreamRequest>>,
+    ) -> Result<Response<Self::EncryptStreamStream>, Status> {
+        self.serve_stream::<EncryptStream>(request, async |call, start, _| {
+            let begun = call.encrypt_stream(start.to, start.declared).await?;
+            Ok((begun, start.verified, Bytes::new()))
+        })
+        .await
+    }
+
+    type DecryptStreamStream = Answers<pb::DecryptStreamResponse>;
+
+    async fn decrypt_stream(
+        &self,
+        request: Request<Streaming<pb::DecryptStreamRequest>>,
+    ) -> Result<Response<Self::DecryptStreamStream>, Status> {
+        self.serve_stream::<DecryptStream>(request, async |call, start, requests| {
+            let mut header = call.decrypt_stream(start.from)?;
+            loop {
+                let Some(request) = stream::message(requests).await? else {
+                    return Err(call.without_end(&header));
+                };
+                let mut chunk = DecryptStream::chunk(request)?;
+                if let Some(begun) = call.take_header(&mut header, &mut chunk).await? {
+                    return Ok((begun, start.verified, chunk));
+                }
+            }
         })
         .await
     }

@@ -15,7 +15,6 @@ use tonic::metadata::MetadataMap;
 use tonic_types::ErrorDetails;
 use tonic_types::StatusExt as _;
 
-use crate::broker::MAX_PLAINTEXT;
 use crate::error::Error;
 use crate::error::Unauthenticated;
 use crate::message::context::Error as ContextError;
@@ -43,11 +42,22 @@ pub(super) fn item_status(error: &Error, request_id: &str) -> tonic_types::Statu
         .expect("what was encoded a line above decodes")
 }
 
+/// tonic's own refusals of a request that may have `limit` bytes, as rows of this table. Paths that
+/// are none never get to it, so what it does not implement is an encoding: we take no compressed
+/// bodies.
+pub(super) fn of_tonic(code: Code, limit: usize) -> Error {
+    match code == Code::OutOfRange {
+        true => Error::MessageTooLarge { limit },
+        false => Error::Malformed,
+    }
+}
+
 fn code(error: &Error) -> Code {
     match error {
-        Error::AuditUnavailable(_) | Error::KmsThrottled | Error::KmsUnavailable(_) => {
-            Code::Unavailable
-        }
+        Error::AuditUnavailable(_)
+        | Error::KmsThrottled
+        | Error::KmsUnavailable(_)
+        | Error::Withdrawn => Code::Unavailable,
         Error::Bug(_) | Error::KmsAccessDenied(_) => Code::Internal,
         Error::Checksum(_)
         | Error::Context { .. }
@@ -57,7 +67,7 @@ fn code(error: &Error) -> Code {
         | Error::PlaintextTooLarge { .. }
         | Error::Unverified(_) => Code::InvalidArgument,
         Error::Denied(_) | Error::Unmapped => Code::PermissionDenied,
-        Error::Expired => Code::DeadlineExceeded,
+        Error::Expired | Error::Stalled => Code::DeadlineExceeded,
         Error::KeyDisabled
         | Error::KeyPendingDeletion(_)
         | Error::TenantKmsConfigInvalid(_)
@@ -120,14 +130,19 @@ fn sentence(error: &Error) -> String {
             "there is no such method: see the services that reflection lists".into()
         }
         Error::Overloaded => "the broker has too many calls under way: try again later".into(),
-        Error::PlaintextTooLarge { length } => format!(
-            "the plaintext has {length} bytes, over the limit of {MAX_PLAINTEXT}: encrypt it in \
-             parts, or under a key from GenerateDataKey"
+        Error::PlaintextTooLarge { length, limit } => format!(
+            "the plaintext has {length} bytes, over the limit of {limit}: encrypt it in a stream, \
+             in parts, or under a key from GenerateDataKey"
         ),
         Error::ResponseTooLarge { limit } => format!(
             "with this item's result the response would pass the limit of {limit} bytes: send the \
              item in another call"
         ),
+        Error::Stalled => {
+            "nothing moved on the stream for long: send and read without such pauses, or begin it \
+             when its bytes are there"
+                .into()
+        }
         Error::TenantKmsConfigInvalid(_) => {
             "the tenant's KMS key does not exist or is of the wrong kind: correct the key's \
              configuration"
@@ -160,6 +175,11 @@ fn sentence(error: &Error) -> String {
         }
         Error::Unverified(_) => {
             "the ciphertext does not open under this key, context and associated data".into()
+        }
+        Error::Withdrawn => {
+            "the data key of the stream was withdrawn, by a purge or a change of its key: begin \
+             the stream again"
+                .into()
         }
     }
 }
@@ -214,9 +234,9 @@ fn metadata(error: &Error) -> HashMap<String, String> {
         Error::MessageTooLarge { limit } | Error::ResponseTooLarge { limit } => {
             pair("limit", limit.to_string())
         }
-        Error::PlaintextTooLarge { length } => HashMap::from([
+        Error::PlaintextTooLarge { length, limit } => HashMap::from([
             ("length".to_owned(), length.to_string()),
-            ("limit".to_owned(), MAX_PLAINTEXT.to_string()),
+            ("limit".to_owned(), limit.to_string()),
         ]),
         Error::AuditUnavailable(_)
         | Error::Bug(_)
@@ -230,11 +250,13 @@ fn metadata(error: &Error) -> HashMap<String, String> {
         | Error::Malformed
         | Error::MethodUnknown
         | Error::Overloaded
+        | Error::Stalled
         | Error::TenantKmsConfigInvalid(_)
         | Error::TenantKmsDenied(_)
         | Error::Unauthenticated(_)
         | Error::Unmapped
-        | Error::Unverified(_) => HashMap::new(),
+        | Error::Unverified(_)
+        | Error::Withdrawn => HashMap::new(),
     }
 }
 
@@ -277,7 +299,9 @@ fn describe(error: &Error, request_id: &str, details: &mut ErrorDetails) {
         | Error::MethodUnknown
         | Error::Overloaded
         | Error::ResponseTooLarge { .. }
-        | Error::Unverified(_) => {}
+        | Error::Stalled
+        | Error::Unverified(_)
+        | Error::Withdrawn => {}
     }
 }
 
@@ -302,11 +326,13 @@ fn pause(error: &Error) -> Option<Duration> {
         | Error::Overloaded
         | Error::PlaintextTooLarge { .. }
         | Error::ResponseTooLarge { .. }
+        | Error::Stalled
         | Error::TenantKmsConfigInvalid(_)
         | Error::TenantKmsDenied(_)
         | Error::Unauthenticated(_)
         | Error::Unmapped
-        | Error::Unverified(_) => Duration::from_millis(500),
+        | Error::Unverified(_)
+        | Error::Withdrawn => Duration::from_millis(500),
     })
 }
 

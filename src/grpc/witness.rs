@@ -17,7 +17,8 @@ use http::HeaderValue;
 use http::header::USER_AGENT;
 use hyper::body::Incoming;
 use tokio::sync::Semaphore;
-use tonic::Code;
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
@@ -36,7 +37,9 @@ use crate::grpc::driver::step_aside;
 use crate::grpc::pb::key_broker_service_server::KeyBrokerServiceServer;
 use crate::grpc::service::Service;
 use crate::grpc::service::failure;
+use crate::grpc::status::of_tonic;
 use crate::grpc::status::status;
+use crate::grpc::stream::Lasting;
 use crate::identity::Session;
 
 /// What a call brings along to its method.
@@ -61,6 +64,16 @@ pub(super) enum Method {
     Reflection,
 }
 
+/// What there may be at once, and for how long.
+pub(super) struct Bounds {
+    /// Calls of ours under way, streams aside.
+    pub(super) in_flight: usize,
+    /// Streams under way.
+    pub(super) streams: usize,
+    /// For how long nothing may move on one.
+    pub(super) stall: Duration,
+}
+
 /// What the layer has to know of an RPC of the broker.
 pub(super) struct Rpc {
     /// The name without its service.
@@ -69,7 +82,8 @@ pub(super) struct Rpc {
     pub(super) service: KeyBrokerServiceServer<Service>,
     /// The longest request that it takes, in bytes.
     pub(super) limit: usize,
-    /// How much longer than its request an answer can be, in bytes.
+    /// How much longer than its request an answer can be, in bytes. Those of a stream are bounded
+    /// one by one.
     pub(super) answer: usize,
     pub(super) work: Work,
 }
@@ -81,6 +95,9 @@ pub(super) enum Work {
     Long,
     /// So little that it may run in the connection's own task.
     Short,
+    /// As much as its client likes: the call only begins it, in a task of its own, and it goes on
+    /// in another. It has a place among the streams and no deadline but its client's.
+    Stream,
 }
 
 struct Inner {
@@ -91,25 +108,27 @@ struct Inner {
     audit: Arc<Audit>,
     clock: Arc<dyn Clock>,
     in_flight: Semaphore,
+    streams: Arc<Semaphore>,
+    stall: Duration,
 }
 
 impl Witness {
-    /// Guards `methods`, those that are not ours served by `open`: at most `in_flight` calls of ours
-    /// at once.
+    /// Guards `methods`, those that are not ours served by `open`, within `bounds`.
     pub(super) fn new(
         open: Routes,
         methods: HashMap<String, Method>,
         audit: Arc<Audit>,
         clock: Arc<dyn Clock>,
-        in_flight: usize,
+        bounds: Bounds,
     ) -> Self {
-        let in_flight = Semaphore::new(in_flight);
         Self(Arc::new(Inner {
             open,
             methods,
             audit,
             clock,
-            in_flight,
+            in_flight: Semaphore::new(bounds.in_flight),
+            streams: Arc::new(Semaphore::new(bounds.streams)),
+            stall: bounds.stall,
         }))
     }
 
@@ -141,26 +160,38 @@ impl Witness {
         notes.add(|record| introduce(record, rpc, connection, request.headers(), &request_id));
 
         let patience = patience(request.headers());
-        let pass = AssertUnwindSafe(inner.pass(connection, rpc, request, &notes, &request_id));
+        let pass = inner.pass(connection, rpc, request, &notes, &request_id, entry.id());
+        let pass = AssertUnwindSafe(pass);
         let outcome = match tokio::time::timeout(patience, pass.catch_unwind()).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(Error::Bug("a panic".into())),
             Err(_) => Err(Error::Expired),
         };
-        let mut response = outcome.unwrap_or_else(|error| {
+        let Passed {
+            mut response,
+            begun,
+        } = outcome.unwrap_or_else(|error| {
             notes.add(|record| record.failure = Some(failure(&error)));
-            status(&error, &request_id).into_http()
+            Passed {
+                response: status(&error, &request_id).into_http(),
+                begun: None,
+            }
         });
         // The connection's own task settles after each turn. A call that has stepped aside is
         // elsewhere.
-        let accepted = if tokio::task::try_id() == home {
+        let recorded = if tokio::task::try_id() == home {
             entry.finish_gathered().await
         } else {
             entry.finish().await
         };
-        if let Err(unavailable) = accepted {
+        match recorded {
+            Ok(()) => {
+                if let Some(begun) = begun {
+                    begun.send_replace(true);
+                }
+            }
             // The record is lost, so the answer must be too.
-            response = status(&unavailable.into(), &request_id).into_http();
+            Err(unavailable) => response = status(&unavailable.into(), &request_id).into_http(),
         }
         if let Ok(value) = HeaderValue::from_str(&request_id) {
             response.headers_mut().insert(REQUEST_ID.clone(), value);
@@ -193,29 +224,69 @@ impl Witness {
     }
 }
 
+/// What a call has come to.
+struct Passed {
+    response: http::Response<Body>,
+    /// Of a stream, which waits for its record as the answer does: true once that is accepted.
+    begun: Option<watch::Sender<bool>>,
+}
+
 impl Inner {
+    /// What a stream takes along, if there is a place for it.
+    fn lasting(
+        &self,
+        connection: &Arc<Connection>,
+        headers: &HeaderMap,
+        id: Uuid,
+        opened: watch::Receiver<bool>,
+    ) -> Result<Lasting, Error> {
+        let room = Arc::clone(&self.streams).try_acquire_owned();
+        Ok(Lasting {
+            audit: Arc::clone(&self.audit),
+            clock: Arc::clone(&self.clock),
+            connection: Arc::clone(connection),
+            _places: Arc::new((room.map_err(|_| Error::Overloaded)?, connection.stream())),
+            id,
+            opened,
+            // One that is out of reach is none.
+            deadline: allowed(headers).and_then(|allowed| Instant::now().checked_add(allowed)),
+            stall: self.stall,
+        })
+    }
+
     async fn pass(
         &self,
-        connection: &Connection,
+        connection: &Arc<Connection>,
         rpc: Option<&Rpc>,
         request: http::Request<Incoming>,
         notes: &Notes,
         request_id: &Arc<str>,
-    ) -> Result<http::Response<Body>, Error> {
+        id: Uuid,
+    ) -> Result<Passed, Error> {
         let session = Arc::clone(connection.authenticated(self.clock.wall())?);
         let rpc = rpc.ok_or(Error::MethodUnknown)?;
-        let (mut request, place) = connection.room.admit(request, rpc.limit, rpc.answer).await;
-        let _turn = self
-            .in_flight
-            .try_acquire()
-            .map_err(|_| Error::Overloaded)?;
+        let mut begun = None;
+        let (mut request, place, _turn) = match rpc.work {
+            Work::Long | Work::Short => {
+                let (request, place) = connection.room.admit(request, rpc.limit, rpc.answer).await;
+                let turn = self.in_flight.try_acquire();
+                (request, place, Some(turn.map_err(|_| Error::Overloaded)?))
+            }
+            Work::Stream => {
+                let mut request = request.map(Body::new);
+                let opened = begun.insert(watch::Sender::new(false)).subscribe();
+                let lasting = self.lasting(connection, request.headers(), id, opened)?;
+                request.extensions_mut().insert(lasting);
+                (request, None, None)
+            }
+        };
         request.extensions_mut().insert(Passage {
             session,
             notes: notes.clone(),
             request_id: Arc::clone(request_id),
         });
         match rpc.work {
-            Work::Long => step_aside().await,
+            Work::Long | Work::Stream => step_aside().await,
             Work::Short => {}
         }
         let response = match rpc.service.clone().call(request).await {
@@ -229,7 +300,7 @@ impl Inner {
         match response.extensions().get::<Status>() {
             // Our own methods note why they fail; a status without a note is tonic's.
             Some(status) if !notes.failed() => Err(of_tonic(status.code(), rpc.limit)),
-            Some(_) | None => Ok(response),
+            Some(_) | None => Ok(Passed { response, begun }),
         }
     }
 }
@@ -249,24 +320,15 @@ fn introduce(
     record.request_id = Some(Arc::clone(request_id));
 }
 
-/// tonic's own refusals, as rows of our table. Paths that are none never get to it, so what it does
-/// not implement is an encoding: we take no compressed bodies.
-fn of_tonic(code: Code, limit: usize) -> Error {
-    match code {
-        Code::OutOfRange => Error::MessageTooLarge { limit },
-        _ => Error::Malformed,
-    }
+/// How long the call may take: what its client allows, and never longer than the cap.
+fn patience(headers: &HeaderMap) -> Duration {
+    allowed(headers).unwrap_or(LONGEST).min(LONGEST)
 }
 
-/// How long the call may take: what its client allows, less the way back, and never longer than
-/// the cap.
-fn patience(headers: &HeaderMap) -> Duration {
-    let Some(allowed) = text(headers, &GRPC_TIMEOUT).and_then(grpc_timeout) else {
-        return LONGEST;
-    };
-    allowed
-        .saturating_sub(WAY_BACK.min(allowed / 2))
-        .min(LONGEST)
+/// What the client allows, less the way back.
+fn allowed(headers: &HeaderMap) -> Option<Duration> {
+    let allowed = grpc_timeout(text(headers, &GRPC_TIMEOUT)?)?;
+    Some(allowed.saturating_sub(WAY_BACK.min(allowed / 2)))
 }
 
 /// `TimeoutValue TimeoutUnit` of the gRPC protocol over HTTP/2: up to 8 digits, then one of HMSmun.

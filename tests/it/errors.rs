@@ -4,8 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream;
 use jiff::Timestamp;
 use keybroker::clock;
+use keybroker::datakeys::Scope;
 use keybroker::grpc::DOMAIN;
 use keybroker::grpc::pb;
 use keybroker::kms;
@@ -22,6 +25,8 @@ use crate::harness::Refusal;
 use crate::harness::WEB;
 use crate::harness::rpcs::decrypt;
 use crate::harness::rpcs::encrypt;
+use crate::harness::rpcs::encrypt_parts;
+use crate::harness::rpcs::encrypt_start;
 use crate::harness::rpcs::pairs;
 use crate::harness::soon;
 
@@ -33,6 +38,7 @@ const TABLE: &[Row] = &[
     ("CHECKSUM_MISMATCH", Code::InvalidArgument, &["BadRequest"]),
     ("CIPHERTEXT_INVALID", Code::InvalidArgument, &[]),
     ("CONTEXT_INVALID", Code::InvalidArgument, &["BadRequest"]),
+    ("DATA_KEY_WITHDRAWN", Code::Unavailable, &["RetryInfo"]),
     ("DEADLINE_EXCEEDED", Code::DeadlineExceeded, &[]),
     ("FIELD_INVALID", Code::InvalidArgument, &["BadRequest"]),
     ("IDENTITY_EXPIRED", Code::Unauthenticated, &["Help"]),
@@ -162,6 +168,19 @@ async fn provoke(reason: &str) -> Status {
                 ..encrypt("keys/orders", "x")
             })
             .await
+        }
+        "DATA_KEY_WITHDRAWN" => {
+            let broker = Broker::start().await;
+            let mut web = broker.caller(WEB).await;
+            let start = encrypt_parts(encrypt_start("keys/orders"), []);
+            let requests = stream::iter(start).chain(stream::pending());
+            let mut answers = web.encrypt_stream(requests).await.unwrap().into_inner();
+            broker.inner().data_keys().purge(&Scope::All).await;
+            loop {
+                if let Err(status) = soon(answers.message()).await {
+                    break status;
+                }
+            }
         }
         "DEADLINE_EXCEEDED" => {
             let broker = Broker::start().await;

@@ -110,14 +110,14 @@ async fn a_message_of_another_tenant_is_denied_without_a_name_as_well() {
     let mut web = broker.caller(WEB).await;
     let acmes = seal(&mut web, "keys/orders", "secret").await;
     let mut globex = broker.caller(GLOBEX).await;
-    for rpc in ["Decrypt", "ReEncrypt"] {
+    for rpc in ["Decrypt", "DecryptStream", "ReEncrypt"] {
         let refused = rpcs::call(&mut globex, rpc, "", &acmes).await;
         // ReEncrypt's empty destination is a bad field before it is anything else.
         let reason = Refusal::of(&refused.unwrap_err()).reason;
-        let expected = if rpc == "Decrypt" {
-            "POLICY_DENIED"
-        } else {
+        let expected = if rpc == "ReEncrypt" {
             "FIELD_INVALID"
+        } else {
+            "POLICY_DENIED"
         };
         assert_eq!(reason, expected, "{rpc}");
     }
@@ -158,7 +158,13 @@ async fn a_reload_takes_a_right_away_at_once_even_from_what_is_cached() {
     );
     assert_ne!(without, crate::harness::TENANTS);
     broker.reload_policy(&without);
-    for rpc in ["Encrypt", "Decrypt", "DescribeKey"] {
+    for rpc in [
+        "Encrypt",
+        "Decrypt",
+        "EncryptStream",
+        "DecryptStream",
+        "DescribeKey",
+    ] {
         let refused = rpcs::call(&mut web, rpc, "keys/invoices", &sealed).await;
         assert_eq!(Refusal::of(&refused.unwrap_err()).reason, "POLICY_DENIED");
     }

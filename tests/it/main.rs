@@ -38,6 +38,7 @@ mod reuse;
 mod round_trips;
 mod secrecy;
 mod sizes;
+mod streams;
 mod transport;
 mod upstream;
 mod vectors;

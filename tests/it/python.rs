@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
 use keybroker::grpc::listener::UnixConfig;
 use keybroker::grpc::pb;
 use serde_json::Value;
@@ -20,7 +21,10 @@ use tokio::process::Command;
 use crate::harness::Broker;
 use crate::harness::RULES;
 use crate::harness::WEB;
+use crate::harness::rpcs::encrypt_start;
 use crate::sizes::SHORT;
+use crate::streams::decrypt_whole;
+use crate::streams::encrypt_whole;
 use crate::support::moto::Moto;
 use crate::support::moto::venv;
 
@@ -42,7 +46,8 @@ async fn a_python_client_works_over_mutual_tls() {
     let file = |name| broker.folder().join(name).to_str().unwrap().to_owned();
     let files = [file("ca.pem"), file("client.pem"), file("client.key")];
     client(&target, "localhost", &files).await;
-    assert_eq!(broker.records().len(), 5 + 2 * SHORT.len());
+    // Five calls, two for each size, and two records for each of two streams.
+    assert_eq!(broker.records().len(), 5 + 2 * SHORT.len() + 4);
     broker.stop().await;
 }
 
@@ -117,6 +122,37 @@ async fn the_broker_reads_what_the_aws_encryption_sdk_wrote() {
     };
     let refused = web.decrypt(others).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn streams_are_the_aws_encryption_sdks_messages_too() {
+    let moto = Moto::start().await;
+    let (broker, _) = broker(&moto).await;
+    let mut web = broker.caller(WEB).await;
+    let key = key(&mut web).await;
+    // The last one is of whole frames, behind which the SDK writes an empty one.
+    for size in [0, 10_000, 40_960] {
+        let plaintext = Bytes::from(vec![7; size]);
+        let start = pb::EncryptStreamStart {
+            encryption_context: own_pairs(),
+            ..encrypt_start("keys/orders")
+        };
+        let sealed = encrypt_whole(&mut web, start, &plaintext, 999)
+            .await
+            .whole();
+        let (output, context) = esdk("decrypt", &moto, &key, &sealed).await;
+        assert_eq!(output, plaintext);
+        assert_eq!(context, json!(context_of_orders()));
+
+        let (message, _) = esdk("encrypt", &moto, &key, &plaintext).await;
+        let start = pb::DecryptStreamStart {
+            encryption_context: own_pairs(),
+            ..Default::default()
+        };
+        let opened = decrypt_whole(&mut web, start, &message.into(), 999).await;
+        assert_eq!(opened.whole(), plaintext);
+    }
     broker.stop().await;
 }
 

@@ -85,6 +85,32 @@ fn check(message: &str) {
                 ..Default::default()
             });
         }
+        "EncryptStreamStart" => shows_nothing(&pb::EncryptStreamStart {
+            encryption_context: context,
+            associated_data: bytes,
+            ..Default::default()
+        }),
+        "EncryptStreamChunk" => shows_nothing(&pb::EncryptStreamChunk {
+            plaintext: bytes,
+            ..Default::default()
+        }),
+        "EncryptStreamOutput" => shows_nothing(&pb::EncryptStreamOutput {
+            ciphertext: bytes,
+            ..Default::default()
+        }),
+        "DecryptStreamStart" => shows_nothing(&pb::DecryptStreamStart {
+            encryption_context: context,
+            associated_data: bytes,
+            ..Default::default()
+        }),
+        "DecryptStreamChunk" => shows_nothing(&pb::DecryptStreamChunk {
+            ciphertext: bytes,
+            ..Default::default()
+        }),
+        "DecryptStreamOutput" => shows_nothing(&pb::DecryptStreamOutput {
+            plaintext: bytes,
+            ..Default::default()
+        }),
         "GenerateRandomResponse" => shows_nothing(&pb::GenerateRandomResponse {
             plaintext: bytes,
             ..Default::default()
@@ -107,7 +133,7 @@ fn no_message_shows_what_it_carries() {
             checked += 1;
         }
     }
-    assert_eq!(checked, 11);
+    assert_eq!(checked, 17);
 }
 
 /// Resolves to two candidates, and so does not compile, for a type with Debug.
@@ -130,6 +156,11 @@ fn secrets_have_no_debug_at_all() {
     <keybroker::datakeys::OpeningKey as Silent<_>>::holds();
     <keybroker::datakeys::Reserved as Silent<_>>::holds();
     <keybroker::datakeys::Opener as Silent<_>>::holds();
+    <keybroker::datakeys::Sealing as Silent<_>>::holds();
+    <keybroker::datakeys::Opening as Silent<_>>::holds();
+    <keybroker::message::stream::Sealer as Silent<_>>::holds();
+    <keybroker::message::stream::Opener as Silent<_>>::holds();
+    <keybroker::broker::stream::Flow as Silent<_>>::holds();
     <keybroker::broker::Opened as Silent<_>>::holds();
     <keybroker::broker::Sealed as Silent<_>>::holds();
     <keybroker::broker::Binding as Silent<_>>::holds();

@@ -1,4 +1,4 @@
-"""A client on gRPC's C core: encrypts and decrypts through a broker.
+"""A client on gRPC's C core: encrypts and decrypts through a broker, by calls and by streams.
 
 Usage: client.py PROTO_FOLDER TARGET AUTHORITY [CA CERTIFICATE KEY] < JOB
 
@@ -114,6 +114,41 @@ def batch(broker: Broker) -> None:
     assert opened == plaintexts, opened
 
 
+def stream(broker: Broker) -> None:
+    """Encrypts and decrypts a few MiB, in chunks that are no multiple of anything."""
+    messages = broker.messages
+    plaintext = bytes(range(256)) * (3 << 12) + b"the end"
+    chunks = [plaintext[at : at + 100_003] for at in range(0, len(plaintext), 100_003)]
+
+    def encrypt():
+        start = messages.EncryptStreamStart(
+            name="keys/orders",
+            encryption_context=CONTEXT,
+            plaintext_length=len(plaintext),
+        )
+        yield messages.EncryptStreamRequest(start=start)
+        for chunk in chunks:
+            part = messages.EncryptStreamChunk(plaintext=chunk)
+            yield messages.EncryptStreamRequest(chunk=part)
+
+    started, *sealed = broker.stub.EncryptStream(encrypt(), timeout=30)
+    assert started.start.name == "tenants/acme/keys/orders", started
+
+    def decrypt():
+        start = messages.DecryptStreamStart(encryption_context=CONTEXT)
+        yield messages.DecryptStreamRequest(start=start)
+        for answer in sealed:
+            part = messages.DecryptStreamChunk(
+                ciphertext=answer.chunk.ciphertext,
+                ciphertext_crc32c=answer.chunk.ciphertext_crc32c,
+            )
+            yield messages.DecryptStreamRequest(chunk=part)
+
+    started, *opened = broker.stub.DecryptStream(decrypt(), timeout=30)
+    assert started.start.used_primary, started
+    assert b"".join(answer.chunk.plaintext for answer in opened) == plaintext
+
+
 def main() -> None:
     protos, target, authority, *files = sys.argv[1:]
     job = json.load(sys.stdin)
@@ -125,6 +160,7 @@ def main() -> None:
             batch(broker)
             for size in job["sizes"]:
                 sized(broker, size)
+            stream(broker)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ fn a_full_line_is_what_it_always_was() {
         cache: Some(Cache::Miss),
         kms_request_id: Some("request-1".into()),
         items: None,
+        stream: None,
         failure: None,
     };
     let stamp = Stamp {
@@ -123,6 +124,23 @@ fn a_denial_is_what_it_always_was_whatever_its_texts_hold() {
     );
 }
 
+#[test]
+fn a_stream_adds_its_own_fields() {
+    let stamp = stamp("2026-11-22T17:53:36Z");
+    let record = Record {
+        stream: Some(Stream {
+            id: stamp.id,
+            phase: Phase::Closed,
+            messages: 12,
+        }),
+        ..Record::default()
+    };
+    assert!(text(&record, &stamp).contains(concat!(
+        r#""durationMicros":0,"streamID":"018f0000-0000-7000-8000-00000000002a","#,
+        r#""streamPhase":"closed","streamMessages":12},"errorCode":null"#,
+    )));
+}
+
 proptest! {
     #[test]
     fn a_line_is_read_back_as_what_was_noted(
@@ -154,6 +172,7 @@ proptest! {
             cache: Some(Cache::Stale),
             kms_request_id: Some(kms.clone()),
             items: None,
+            stream: None,
             failure: Some(Failure { reason: "X", cause: cause.clone() }),
         };
         let stamp = Stamp {

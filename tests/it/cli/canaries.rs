@@ -197,13 +197,59 @@ async fn succeed(
     };
     let random = answers.good(client.generate_random(request).await.unwrap());
     canaries.add("random bytes", &random.plaintext);
+    stream(client, canaries, answers).await;
     let ciphertext = sealed.clone();
     for rpc in ["DescribeKey", "ListKeys"] {
         let called = rpcs::call(client, rpc, "keys/orders", &ciphertext).await;
         called.unwrap();
     }
-    assert_eq!(rpcs::names().len(), 10, "one is not called here");
+    assert_eq!(rpcs::names().len(), 12, "one is not called here");
     opening
+}
+
+/// Encrypts a stream, decrypts it, and breaks off another.
+async fn stream(client: &mut Client, canaries: &mut Canaries, answers: &mut Answers) {
+    use pb::encrypt_stream_response::Part;
+    let start = pb::EncryptStreamStart {
+        encryption_context: canaries.context("the context of a stream"),
+        associated_data: canaries.bytes("the associated data of a stream"),
+        ..rpcs::encrypt_start("keys/orders")
+    };
+    let plaintext = canaries.bytes("the plaintext of a stream");
+    let parts = rpcs::encrypt_parts(start.clone(), vec![plaintext; 200]);
+    let sealed = client.encrypt_stream(futures_util::stream::iter(parts));
+    let mut sealed = answers.good(sealed.await.unwrap());
+    let mut message = Vec::new();
+    while let Some(answer) = sealed.message().await.unwrap() {
+        answers.add(&answer);
+        match answer.part.unwrap() {
+            Part::Start(_) => {}
+            Part::Chunk(chunk) => message.extend(chunk.ciphertext),
+        }
+    }
+    let start = pb::DecryptStreamStart {
+        encryption_context: start.encryption_context,
+        associated_data: start.associated_data,
+        ..Default::default()
+    };
+    let whole = Bytes::from(message);
+    for message in [whole.clone(), whole.slice(..whole.len() - 1)] {
+        let good = message == whole;
+        let parts = rpcs::decrypt_parts(start.clone(), [message]);
+        let opened = client.decrypt_stream(futures_util::stream::iter(parts));
+        let mut opened = answers.good(opened.await.unwrap());
+        let ended = loop {
+            match opened.message().await {
+                Ok(Some(answer)) => answers.add(&answer),
+                Ok(None) => break Ok(()),
+                Err(status) => break Err(status),
+            }
+        };
+        match good {
+            true => ended.unwrap(),
+            false => answers.bad("CIPHERTEXT_INVALID", ended),
+        }
+    }
 }
 
 /// Makes the calls that the broker refuses; `opening` is one that it serves.

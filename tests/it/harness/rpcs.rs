@@ -1,15 +1,17 @@
 //! Every RPC by its name, with requests that are good but for what a test changes.
 
 use std::collections::BTreeMap;
+use std::iter;
 
 use bytes::Bytes;
+use futures_util::stream;
 use keybroker::grpc::pb;
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
 use tonic::Code;
-use tonic::IntoRequest as _;
 use tonic::Request;
 use tonic::Status;
+use tonic::Streaming;
 use tonic::metadata::MetadataMap;
 
 use super::Client;
@@ -99,6 +101,24 @@ pub async fn call(
             let answer = client.generate_data_key_without_plaintext(request).await;
             answer.map(drop)
         }
+        "EncryptStream" => {
+            let parts = encrypt_parts(encrypt_start(key), [Bytes::from_static(b"x")]);
+            let answers = client
+                .encrypt_stream(identified(stream::iter(parts)))
+                .await?;
+            drained(answers.into_inner()).await
+        }
+        "DecryptStream" => {
+            let start = pb::DecryptStreamStart {
+                name,
+                ..Default::default()
+            };
+            let parts = decrypt_parts(start, [ciphertext]);
+            let answers = client
+                .decrypt_stream(identified(stream::iter(parts)))
+                .await?;
+            drained(answers.into_inner()).await
+        }
         "GenerateRandom" => {
             let request = pb::GenerateRandomRequest {
                 number_of_bytes: 16,
@@ -125,9 +145,59 @@ pub fn unary(status: &pb::Status, mut metadata: MetadataMap) -> Status {
     Status::with_details_and_metadata(code, &status.message, details, metadata)
 }
 
+/// How a stream ends.
+async fn drained<T>(mut answers: Streaming<T>) -> Result<(), Status> {
+    while answers.message().await?.is_some() {}
+    Ok(())
+}
+
+/// Asks to encrypt a stream.
+pub fn encrypt_start(key: &str) -> pb::EncryptStreamStart {
+    pb::EncryptStreamStart {
+        name: key.to_owned(),
+        ..Default::default()
+    }
+}
+
+/// The requests of an EncryptStream.
+pub fn encrypt_parts(
+    start: pb::EncryptStreamStart,
+    chunks: impl IntoIterator<Item = Bytes>,
+) -> Vec<pb::EncryptStreamRequest> {
+    use pb::encrypt_stream_request::Part;
+    let chunks = chunks.into_iter().map(|plaintext| {
+        Part::Chunk(pb::EncryptStreamChunk {
+            plaintext,
+            plaintext_crc32c: None,
+        })
+    });
+    iter::once(Part::Start(start))
+        .chain(chunks)
+        .map(|part| pb::EncryptStreamRequest { part: Some(part) })
+        .collect()
+}
+
+/// The requests of a DecryptStream.
+pub fn decrypt_parts(
+    start: pb::DecryptStreamStart,
+    chunks: impl IntoIterator<Item = Bytes>,
+) -> Vec<pb::DecryptStreamRequest> {
+    use pb::decrypt_stream_request::Part;
+    let chunks = chunks.into_iter().map(|ciphertext| {
+        Part::Chunk(pb::DecryptStreamChunk {
+            ciphertext,
+            ciphertext_crc32c: None,
+        })
+    });
+    iter::once(Part::Start(start))
+        .chain(chunks)
+        .map(|part| pb::DecryptStreamRequest { part: Some(part) })
+        .collect()
+}
+
 /// `message` as a request whose id is always the same.
 pub fn identified<T>(message: T) -> Request<T> {
-    let mut request = message.into_request();
+    let mut request = Request::new(message);
     let id = "one-id".parse().unwrap();
     request.metadata_mut().insert("x-request-id", id);
     request

@@ -1,0 +1,335 @@
+//! The operations that go on for long: a message of any length, in constant memory, under a right
+//! that is looked at again as long as it takes.
+
+use std::sync::Arc;
+
+use crate::broker::Binding;
+use crate::broker::Broker;
+use crate::broker::Call;
+use crate::broker::PLAIN;
+use crate::broker::Pairs;
+use crate::broker::bound;
+use crate::broker::no_randomness;
+use crate::broker::refusal;
+use crate::datakeys;
+use crate::datakeys::Version;
+use crate::error::Error;
+use crate::identity::Session;
+use crate::message::EncryptionContext;
+use crate::message::Flaw;
+use crate::message::Message;
+use crate::message::stream::Head;
+use crate::message::stream::MAX_PLAINTEXT;
+use crate::message::stream::Progress;
+use crate::name::KeyName;
+use crate::policy;
+use crate::policy::Action;
+use crate::policy::Denied;
+use crate::policy::Direction;
+use crate::policy::Permit;
+use crate::policy::Refused;
+use bytes::Bytes;
+
+/// A stream that may begin.
+pub struct Begun {
+    /// The key's full name.
+    pub name: KeyName,
+    /// The version that wraps its data key.
+    pub version: Arc<Version>,
+    /// The right to it.
+    pub standing: Standing,
+    /// What takes its bytes.
+    pub flow: Flow,
+    /// What comes out of it first: a header, or the plaintext of what came with one.
+    pub output: Bytes,
+}
+
+/// The right to a stream, to be looked at again while it goes on. Holds no secret.
+pub struct Standing {
+    permit: Permit,
+    own: Pairs,
+    cut: datakeys::Cut,
+}
+
+impl Standing {
+    /// Whether the data key may be used no more: [`Standing::check`] says why.
+    pub fn is_cut(&self) -> bool {
+        self.cut.is_done()
+    }
+
+    /// Looks at the right of `session` anew, under the policy of this moment.
+    ///
+    /// # Errors
+    /// What a new call would end in; [`Error::Withdrawn`] where that would be served, by another
+    /// data key.
+    pub fn check(&self, broker: &Broker, session: &Session) -> Result<(), Error> {
+        let policy = broker.policy();
+        let caller = session.caller(policy.rules()).ok_or(Error::Unmapped)?;
+        let (action, name) = (self.permit.action(), self.permit.key().name());
+        let permit = match action.direction() {
+            Direction::Open => {
+                let header = self.permit.context();
+                policy.authorize_open(&caller, action, Some(name), header, &self.own)
+            }
+            Direction::Seal => policy.authorize_seal(&caller, action, name, &self.own),
+        };
+        let permit = permit.map_err(|refused| refusal(refused, &PLAIN))?;
+        let same = permit.key().generation() == self.permit.key().generation()
+            && permit.context() == self.permit.context();
+        match same && !self.is_cut() {
+            true => Ok(()),
+            false => Err(Error::Withdrawn),
+        }
+    }
+}
+
+/// Takes the bytes of a stream and gives what becomes of them. Holds the data key, which whoever
+/// holds this must give up when [`Standing::is_cut`].
+pub struct Flow {
+    work: Work,
+    plaintext: u64,
+}
+
+enum Work {
+    Open(datakeys::Opening),
+    Seal(datakeys::Sealing, Bound),
+}
+
+/// How much a stream may seal.
+struct Bound {
+    /// What the caller declared.
+    declared: Option<u64>,
+    /// What one data key may seal.
+    most: u64,
+}
+
+impl Flow {
+    /// Takes the next bytes, and returns what is certain by now: sealed frames, or verified
+    /// plaintext, wiped when dropped.
+    ///
+    /// # Errors
+    /// Those of the RPC: the stream is over then.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<Bytes, Error> {
+        let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        match &mut self.work {
+            Work::Open(opening) => {
+                let plaintext = opening.push(bytes)?;
+                self.plaintext += u64::try_from(plaintext.len()).unwrap_or(u64::MAX);
+                Ok(Bytes::from_owner(plaintext))
+            }
+            Work::Seal(sealing, bound) => {
+                let whole = self.plaintext.saturating_add(length);
+                bound.check(whole)?;
+                self.plaintext = whole;
+                Ok(sealing.push(bytes).into())
+            }
+        }
+    }
+
+    /// Ends the stream, gives up the data key, and returns what comes last.
+    ///
+    /// # Errors
+    /// [`Error::Unverified`] when a message ends before its end.
+    pub fn finish(self) -> Result<Bytes, Error> {
+        match self.work {
+            Work::Open(opening) => opening.finish().map(|()| Bytes::new()).map_err(Error::from),
+            Work::Seal(sealing, _) => Ok(sealing.finish().into()),
+        }
+    }
+
+    /// How many bytes of plaintext were taken or released.
+    pub fn plaintext(&self) -> u64 {
+        self.plaintext
+    }
+}
+
+impl Bound {
+    fn check(&self, length: u64) -> Result<(), Error> {
+        if let Some(declared) = self.declared
+            && length > declared
+        {
+            return Err(Error::Invalid {
+                field: "plaintext_length",
+                why: format!("the plaintext has more than the {declared} bytes declared"),
+            });
+        }
+        match length > self.most {
+            true => Err(Error::PlaintextTooLarge {
+                length,
+                limit: self.most,
+            }),
+            false => Ok(()),
+        }
+    }
+}
+
+/// A stream to decrypt until its header is whole.
+pub struct Header {
+    from: Binding,
+    name: Option<KeyName>,
+    head: Head,
+}
+
+impl Call<'_> {
+    /// Begins to encrypt a plaintext of any length, at most `declared` bytes.
+    ///
+    /// # Errors
+    /// Those of the RPC.
+    pub async fn encrypt_stream(&self, to: Binding, declared: Option<u64>) -> Result<Begun, Error> {
+        let permit = self.permit(Action::Encrypt, &PLAIN, &to)?;
+        let owner = permit.key().owner();
+        let data_keys = &self.broker.data_keys;
+        let reserved = match declared {
+            Some(length) => data_keys.sealing(&permit, length).await,
+            None => data_keys.sealing_alone(&permit).await,
+        }
+        .map_err(|error| Error::of_data_key(error, owner))?;
+        let version = Arc::clone(reserved.version());
+        self.note_data_key(&reserved.source, &version);
+        let (sealing, header) = reserved
+            .begin(&to.associated_data)
+            .map_err(|error| no_randomness(&error))?;
+        let bound = Bound {
+            declared,
+            most: permit.key().limits().max_bytes.min(MAX_PLAINTEXT),
+        };
+        Ok(Begun {
+            name: permit.key().name().clone(),
+            version,
+            standing: Standing {
+                cut: sealing.cut(),
+                permit,
+                own: to.context,
+            },
+            flow: Flow {
+                work: Work::Seal(sealing, bound),
+                plaintext: 0,
+            },
+            output: header.into(),
+        })
+    }
+
+    /// Begins to decrypt a message of any length: its header is to be given to
+    /// [`Call::take_header`].
+    ///
+    /// # Errors
+    /// Those of the RPC that show without the message: a named key is authorized before any of it
+    /// is taken.
+    pub fn decrypt_stream(&self, from: Binding) -> Result<Header, Error> {
+        bound(&PLAIN, &from)?;
+        let name = match from.name.as_str() {
+            "" => None,
+            name => Some(self.key_name(PLAIN.name, name)?),
+        };
+        self.note_request(name.as_ref(), &from.context);
+        let header = Header {
+            from,
+            name,
+            head: Head::default(),
+        };
+        match self.without_header(&header) {
+            // What a condition on the context says, the header decides.
+            None | Some(Denied::Condition) => Ok(header),
+            Some(denied @ (Denied::NoStatement | Denied::UnknownKey)) => Err(denied.into()),
+        }
+    }
+
+    /// Takes the bytes of a message off the front of `chunk`, and begins to open it when they hold
+    /// its header.
+    ///
+    /// # Errors
+    /// Those of the RPC.
+    pub async fn take_header(
+        &self,
+        header: &mut Header,
+        chunk: &mut Bytes,
+    ) -> Result<Option<Begun>, Error> {
+        let mut rest: &[u8] = chunk;
+        let progress = header.head.push(&mut rest);
+        *chunk = chunk.slice(chunk.len() - rest.len()..);
+        match progress {
+            Ok(Progress::Begun) => Ok(None),
+            Ok(Progress::Whole) => {
+                let message = header.head.message()?;
+                self.open_stream(header, &message).await.map(Some)
+            }
+            Err(flaw) => Err(self.flawed(header, flaw)),
+        }
+    }
+
+    /// What it means that a message ends before its header does.
+    pub fn without_end(&self, header: &Header) -> Error {
+        let flaw = header.head.message().err().unwrap_or(Flaw::Truncated);
+        self.flawed(header, flaw)
+    }
+
+    async fn open_stream(&self, header: &Header, message: &Message<'_>) -> Result<Begun, Error> {
+        let Header { from, name, .. } = header;
+        if name.is_none() {
+            let named = policy::key_named(message.context());
+            self.note_request(named.as_ref(), &from.context);
+        }
+        let permit = self
+            .policy
+            .authorize_open(
+                &self.caller,
+                Action::Decrypt,
+                name.as_ref(),
+                message.context(),
+                &from.context,
+            )
+            .map_err(|refused| refusal(refused, &PLAIN))?;
+        self.note_permit(&permit);
+        let opener = self
+            .broker
+            .data_keys
+            .opening(&permit, message)
+            .await
+            .map_err(|error| Error::of_data_key(error, permit.key().owner()))?;
+        let version = Arc::clone(opener.version());
+        self.note_data_key(&opener.source, &version);
+        let opening = opener.begin(message, &from.associated_data)?;
+        let standing = Standing {
+            cut: opening.cut(),
+            own: from.context.clone(),
+            permit,
+        };
+        let mut flow = Flow {
+            work: Work::Open(opening),
+            plaintext: 0,
+        };
+        let output = flow.push(message.body())?;
+        Ok(Begun {
+            name: standing.permit.key().name().clone(),
+            version,
+            standing,
+            flow,
+            output,
+        })
+    }
+
+    /// A named key is authorized even for a message that is none: what the caller may not use must
+    /// not tell good messages from bad ones.
+    fn flawed(&self, header: &Header, flaw: Flaw) -> Error {
+        match self.without_header(header) {
+            Some(denied) => denied.into(),
+            None => flaw.into(),
+        }
+    }
+
+    /// Why the caller may not decrypt a message of which nothing is known but the key that the
+    /// request names.
+    fn without_header(&self, header: &Header) -> Option<Denied> {
+        let refused = self.policy.authorize_open(
+            &self.caller,
+            Action::Decrypt,
+            header.name.as_ref(),
+            &EncryptionContext::default(),
+            &header.from.context,
+        );
+        match refused {
+            Err(Refused::Denied(denied)) => Some(denied),
+            Ok(_) | Err(Refused::Context(_) | Refused::Mismatch(_)) => None,
+        }
+    }
+}
