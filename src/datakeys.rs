@@ -210,17 +210,6 @@ impl DataKeys {
         }
     }
 
-    /// As [`DataKeys::sealing`], for a message of unknown length: its data key seals nothing else.
-    /// What it seals is for the caller to keep within the key's limit of bytes.
-    ///
-    /// # Errors
-    /// What KMS answers.
-    pub async fn sealing_alone(&self, permit: &Permit) -> Result<Reserved, Error> {
-        let id = Id::sealing(permit.key(), permit.context().serialized());
-        let share = self.upstream.shares.of(permit.tenant());
-        self.single_use(&share, permit, id).await
-    }
-
     /// The data key of `message`, from the cache or unwrapped by KMS under one of the permitted
     /// key's KMS keys. No other KMS key is called, whatever the message names.
     ///
@@ -241,33 +230,8 @@ impl DataKeys {
         message: &Message<'_>,
         messages: usize,
     ) -> Result<Opener, Error> {
-        let share = self.upstream.shares.of(permit.tenant());
-        let mut last = Error::NoWrappedKey;
-        for wrapped in message.encrypted_data_keys() {
-            let Some((version, kms_key)) = permit.key().kms().unwrapper(wrapped) else {
-                continue;
-            };
-            let id = Id::opening(permit.key(), permit.context().serialized(), wrapped);
-            if let Some(opener) = self.cached_opening(&share, permit, &id, messages)? {
-                return Ok(opener);
-            }
-            let question = || Question {
-                origin: share.origin(permit.key(), version, kms_key),
-                share: Arc::clone(&share),
-                id,
-                direction: Direction::Open,
-                context: permit.context().clone(),
-            };
-            match self.fetch_opening(question, wrapped, messages).await {
-                Ok(opener) => return Ok(opener),
-                // Another Region may still answer; a refusal is an answer.
-                Err(Error::Kms(error @ (kms::Error::Throttled | kms::Error::Unavailable(_)))) => {
-                    last = error.into()
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Err(last)
+        let wrapped = message.encrypted_data_keys();
+        self.unwrapped(permit, wrapped, messages).await
     }
 
     /// Makes the data keys of `scope` unusable, at once and those on their way included, and
@@ -372,6 +336,41 @@ impl DataKeys {
         }
         upstream.metrics.cache_size(entries, bytes);
         upstream.sweep(now);
+    }
+
+    async fn unwrapped(
+        &self,
+        permit: &Permit,
+        wrapped: &[EncryptedDataKey],
+        messages: usize,
+    ) -> Result<Opener, Error> {
+        let share = self.upstream.shares.of(permit.tenant());
+        let mut last = Error::NoWrappedKey;
+        for wrapped in wrapped {
+            let Some((version, kms_key)) = permit.key().kms().unwrapper(wrapped) else {
+                continue;
+            };
+            let id = Id::opening(permit.key(), permit.context().serialized(), wrapped);
+            if let Some(opener) = self.cached_opening(&share, permit, &id, messages)? {
+                return Ok(opener);
+            }
+            let question = || Question {
+                origin: share.origin(permit.key(), version, kms_key),
+                share: Arc::clone(&share),
+                id,
+                direction: Direction::Open,
+                context: permit.context().clone(),
+            };
+            match self.fetch_opening(question, wrapped, messages).await {
+                Ok(opener) => return Ok(opener),
+                // Another Region may still answer; a refusal is an answer.
+                Err(Error::Kms(error @ (kms::Error::Throttled | kms::Error::Unavailable(_)))) => {
+                    last = error.into()
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last)
     }
 
     fn cached_sealing(

@@ -11,10 +11,12 @@ use crate::broker::Pairs;
 use crate::broker::bound;
 use crate::broker::no_randomness;
 use crate::broker::refusal;
+use crate::clock::Instant;
 use crate::datakeys;
 use crate::datakeys::Version;
 use crate::error::Error;
 use crate::identity::Session;
+use crate::message::EncryptedDataKey;
 use crate::message::EncryptionContext;
 use crate::message::Flaw;
 use crate::message::Message;
@@ -49,12 +51,28 @@ pub struct Standing {
     permit: Permit,
     own: Pairs,
     cut: datakeys::Cut,
+    wrapped: Vec<EncryptedDataKey>,
 }
 
 impl Standing {
     /// Whether the data key may be used no more: [`Standing::check`] says why.
     pub fn is_cut(&self) -> bool {
         self.cut.is_done()
+    }
+
+    /// Until when the data key may be used unless [`Standing::confirm`] says so.
+    pub fn until(&self) -> Instant {
+        self.cut.hard()
+    }
+
+    /// Asks for the data key as a new call would, KMS where the cache does not know; returns until
+    /// when it may be used.
+    ///
+    /// # Errors
+    /// What a new call would end in.
+    pub async fn confirm(&self, broker: &Broker) -> Result<Instant, Error> {
+        let confirmed = broker.data_keys.confirm(&self.permit, &self.wrapped).await;
+        confirmed.map_err(|error| Error::of_data_key(error, self.permit.key().owner()))
     }
 
     /// Looks at the right of `session` anew, under the policy of this moment.
@@ -198,6 +216,7 @@ impl Call<'_> {
             version,
             standing: Standing {
                 cut: sealing.cut(),
+                wrapped: sealing.wrapped(),
                 permit,
                 own: to.context,
             },
@@ -291,6 +310,7 @@ impl Call<'_> {
         let opening = opener.begin(message, &from.associated_data)?;
         let standing = Standing {
             cut: opening.cut(),
+            wrapped: message.encrypted_data_keys().to_vec(),
             own: from.context.clone(),
             permit,
         };

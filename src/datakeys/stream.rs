@@ -3,13 +3,20 @@
 
 use std::sync::Arc;
 
+use crate::clock::Instant;
 use crate::crypto::Plaintext;
+use crate::datakeys::DataKeys;
+use crate::datakeys::Error;
+use crate::datakeys::id::Id;
 use crate::datakeys::key::OpeningKey;
+use crate::datakeys::key::Reserved;
 use crate::datakeys::key::SealingKey;
 use crate::datakeys::origin::Origin;
+use crate::message::EncryptedDataKey;
 use crate::message::Flaw;
 use crate::message::stream::Opener;
 use crate::message::stream::Sealer;
+use crate::policy::Permit;
 
 /// One message on its way out.
 pub struct Sealing {
@@ -26,8 +33,36 @@ pub struct Opening {
 }
 
 /// Tells whether a data key may still be used, and keeps nobody waiting who wants it gone.
-#[derive(Clone)]
-pub struct Cut(Arc<Origin>);
+pub struct Cut {
+    origin: Arc<Origin>,
+    hard: Instant,
+}
+
+impl DataKeys {
+    /// As [`DataKeys::sealing`], for a message of unknown length: its data key seals nothing else.
+    /// What it seals is for the caller to keep within the key's limit of bytes.
+    ///
+    /// # Errors
+    /// What KMS answers.
+    pub async fn sealing_alone(&self, permit: &Permit) -> Result<Reserved, Error> {
+        let id = Id::sealing(permit.key(), permit.context().serialized());
+        let share = self.upstream.shares.of(permit.tenant());
+        self.single_use(&share, permit, id).await
+    }
+
+    /// Asks of a data key in use what is asked of one to be used: that of one of `wrapped`, from
+    /// the cache or by KMS. Returns until when the answer holds, and no data key.
+    ///
+    /// # Errors
+    /// As [`DataKeys::opening`].
+    pub async fn confirm(
+        &self,
+        permit: &Permit,
+        wrapped: &[EncryptedDataKey],
+    ) -> Result<Instant, Error> {
+        Ok(self.unwrapped(permit, wrapped, 1).await?.key.hard())
+    }
+}
 
 impl Sealing {
     pub(super) fn new(sealer: Sealer, key: Arc<SealingKey>) -> Self {
@@ -46,7 +81,15 @@ impl Sealing {
 
     /// What tells when the data key is to be given up.
     pub fn cut(&self) -> Cut {
-        Cut(Arc::clone(self.key.origin()))
+        Cut {
+            origin: Arc::clone(self.key.origin()),
+            hard: self.key.hard(),
+        }
+    }
+
+    /// The data key as KMS wrapped it.
+    pub fn wrapped(&self) -> Vec<EncryptedDataKey> {
+        self.key.envelope().encrypted_data_keys()
     }
 }
 
@@ -73,14 +116,23 @@ impl Opening {
 
     /// What tells when the data key is to be given up.
     pub fn cut(&self) -> Cut {
-        Cut(Arc::clone(self.key.origin()))
+        Cut {
+            origin: Arc::clone(self.key.origin()),
+            hard: self.key.hard(),
+        }
     }
 }
 
 impl Cut {
     /// Whether the data key may serve no more: it was purged, KMS refused it, or its key is not
-    /// what it was. Its age is no reason: it bounds when messages begin.
+    /// what it was.
     pub fn is_done(&self) -> bool {
-        self.0.cut().is_some()
+        self.origin.cut().is_some()
+    }
+
+    /// When it has served its time: from then on it serves only what
+    /// [`DataKeys::confirm`] grants.
+    pub fn hard(&self) -> Instant {
+        self.hard
     }
 }

@@ -31,6 +31,7 @@ use crate::broker::Broker;
 use crate::broker::stream::Begun;
 use crate::broker::stream::Flow;
 use crate::broker::stream::Standing;
+use crate::clock;
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::grpc::MAX_MESSAGE;
@@ -126,7 +127,9 @@ pub(super) fn go_on<S: Stream>(
     let lane = Lane::<S> {
         watch: Watch {
             broker,
-            standing: begun.standing,
+            until: begun.standing.until(),
+            standing: Arc::new(begun.standing),
+            confirming: None,
             ticks: ticks(),
             moved: Instant::now(),
             lasting,
@@ -297,11 +300,17 @@ struct Watch {
     broker: Arc<Broker>,
     passage: Passage,
     lasting: Lasting,
-    standing: Standing,
+    standing: Arc<Standing>,
+    /// Until when the data key may be used.
+    until: clock::Instant,
+    /// Asks whether it may be for longer; nothing else goes on meanwhile.
+    confirming: Option<Confirming>,
     ticks: Interval,
     /// When a message last came or went.
     moved: Instant,
 }
+
+type Confirming = Pin<Box<dyn Future<Output = Result<clock::Instant, Error>> + Send>>;
 
 impl Watch {
     /// What `event` brings, unless the stream ends before that.
@@ -318,9 +327,20 @@ impl Watch {
             tokio::select! {
                 // A busy stream shall not go on by being busy.
                 biased;
-                _ = self.ticks.tick() => self.check()?,
+                _ = self.ticks.tick() => {
+                    self.check()?;
+                    self.renew();
+                }
+                confirmed = async { Some(self.confirming.as_mut()?.await) },
+                    if self.confirming.is_some() =>
+                {
+                    self.confirming = None;
+                    if let Some(until) = confirmed {
+                        self.until = until?;
+                    }
+                }
                 () = answers.closed() => return Err(End::Gone),
-                brought = event.as_mut() => {
+                brought = event.as_mut(), if self.confirming.is_none() => {
                     self.moved = Instant::now();
                     return Ok(brought);
                 }
@@ -331,6 +351,14 @@ impl Watch {
                     }));
                 }
             }
+        }
+    }
+
+    /// Has a data key confirmed that has served its time.
+    fn renew(&mut self) {
+        if self.confirming.is_none() && self.lasting.clock.now() >= self.until {
+            let (standing, broker) = (Arc::clone(&self.standing), Arc::clone(&self.broker));
+            self.confirming = Some(Box::pin(async move { standing.confirm(&broker).await }));
         }
     }
 

@@ -119,6 +119,7 @@ fn limits_above_their_ceiling_are_refused_not_clamped() {
     for (limit, value, named) in [
         ("in_flight = 65537", "65537", "65536"),
         ("connections = 0", "0", "1"),
+        ("streams = 65537", "65537", "65536"),
         ("connection_age = \"25h\"", "25h", "24h"),
         ("drain = \"11m\"", "11m", "10m"),
     ] {

@@ -7,6 +7,8 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use keybroker::clock::Manual;
 use keybroker::datakeys::Scope;
+use keybroker::grpc::pb;
+use keybroker::kms;
 use tokio::time::Instant;
 use tonic::Code;
 
@@ -21,6 +23,7 @@ use crate::harness::TENANTS;
 use crate::harness::WEB;
 use crate::harness::reason;
 use crate::harness::rpcs::encrypt_start;
+use crate::harness::rpcs::pairs;
 use crate::harness::soon;
 
 /// A stream each way, both of which wait for more.
@@ -114,6 +117,71 @@ async fn an_expired_certificate_ends_a_stream() {
     let refusal = ends(&mut sealing, &mut opening).await;
     assert_eq!(refusal.code, Code::Unauthenticated);
     assert_eq!(refusal.reason, "IDENTITY_EXPIRED");
+}
+
+#[tokio::test]
+async fn a_data_key_that_is_old_serves_a_stream_on_only_if_kms_says_so() {
+    let clock = Arc::new(Manual::new(Timestamp::now()));
+    let given = Arc::clone(&clock);
+    let broker = Broker::start().with(|setup| setup.clock = given).await;
+    let (mut sealing, mut opening) = both(&broker).await;
+    let calls = broker.kms_calls();
+    clock.advance(Duration::from_secs(301));
+    broker.kms.reached(calls + 2).await;
+    assert!(sealing.send("x").await);
+    sealing.requests = None;
+    sealing.rest().await.whole();
+
+    clock.advance(Duration::from_secs(301));
+    broker.kms.fail(kms::Error::Disabled);
+    let refusal = Refusal::of(&opening.rest().await.ended.unwrap_err());
+    assert_eq!(refusal.code, Code::FailedPrecondition);
+    assert_eq!(refusal.reason, "KEY_DISABLED");
+}
+
+#[tokio::test]
+async fn a_purge_does_not_wait_for_a_kms_that_is_asked_about_an_old_data_key() {
+    let clock = Arc::new(Manual::new(Timestamp::now()));
+    let given = Arc::clone(&clock);
+    let broker = Broker::start().with(|setup| setup.clock = given).await;
+    let (mut sealing, mut opening) = both(&broker).await;
+    let calls = broker.kms_calls();
+    let held = broker.kms.hold().await;
+    clock.advance(Duration::from_secs(301));
+    broker.kms.reached(calls + 2).await;
+    let began = Instant::now();
+    soon(broker.inner().data_keys().purge(&Scope::All)).await;
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    let refusal = ends(&mut sealing, &mut opening).await;
+    assert_eq!(refusal.reason, "DATA_KEY_WITHDRAWN");
+    drop(held);
+}
+
+#[tokio::test]
+async fn a_panic_on_behalf_of_a_stream_ends_that_stream_alone() {
+    let clock = Arc::new(Manual::new(Timestamp::now()));
+    let given = Arc::clone(&clock);
+    let broker = Broker::start().with(|setup| setup.clock = given).await;
+    let mut web = broker.caller(WEB).await;
+    let in_table = |table: &str| pb::EncryptStreamStart {
+        encryption_context: pairs([("table", table)]),
+        ..encrypt_start("keys/orders")
+    };
+    let even = Encrypting::begin(&mut web, in_table("even")).await.unwrap();
+    let mut odd = Encrypting::begin(&mut web, in_table("odd")).await.unwrap();
+    broker.kms.rule(|call| match call.context.value("table") {
+        Some("odd") => panic!("a KMS that was told to panic"),
+        _ => Ok(()),
+    });
+    let calls = broker.kms_calls();
+    clock.advance(Duration::from_secs(301));
+    broker.kms.reached(calls + 2).await;
+    let refusal = Refusal::of(&odd.rest().await.ended.unwrap_err());
+    assert_eq!(refusal.code, Code::Internal);
+    assert_eq!(refusal.reason, "INTERNAL");
+    assert!(even.send("x").await);
+    even.finish().await.whole();
 }
 
 #[tokio::test]
