@@ -60,7 +60,7 @@ async fn calls_that_are_reset_at_any_moment_leave_nothing_but_their_records() {
     raw.write(&all_room()).await.unwrap();
 
     // Calls with a key that is not cached wait for KMS, and are still there when they are reset.
-    let _held = broker.kms.hold().await;
+    let held = broker.kms.hold().await;
     let rounds: u32 = scaled(80, 10_000);
     let mut stream = 1;
     let mut sent = Vec::new();
@@ -115,22 +115,19 @@ async fn calls_that_are_reset_at_any_moment_leave_nothing_but_their_records() {
     broker.trail.reached(sent.len() + others as usize).await;
     // As many places as ever, on this very connection, and not one more.
     let last: Vec<u32> = (0..IN_FLIGHT).map(|n| stream + 2 * n).collect();
-    let body = framed(&encrypt("keys/orders", "x").encode_to_vec());
-    // A call takes its place when it is known how much it will need.
-    let (first, rest) = body.split_at(8);
+    let body = framed(&encrypt("keys/invoices", "x").encode_to_vec());
     for stream in &last {
-        let begun = [open(*stream, ENCRYPT), frame(DATA, 0, *stream, first)];
-        raw.write(&begun.concat()).await.unwrap();
+        let end = frame(DATA, END_STREAM, *stream, &body);
+        raw.write(&[open(*stream, ENCRYPT), end].concat())
+            .await
+            .unwrap();
     }
     settle(&mut raw).await;
     soon(async {
         while reason(honest.encrypt(encrypt("keys/orders", "x")).await) != "OVERLOADED" {}
     })
     .await;
-    for stream in &last {
-        let end = frame(DATA, END_STREAM, *stream, rest);
-        raw.write(&end).await.unwrap();
-    }
+    drop(held);
     let answers = raw.answers(last.len()).await;
     for stream in &last {
         answers[stream].message::<pb::EncryptResponse>();
