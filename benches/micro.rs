@@ -179,26 +179,35 @@ fn audit(criterion: &mut Criterion) {
             note().line(black_box(&stamp), &mut line);
         });
     });
-    let trail = Audit::new(Sink::to(io::sink()), Arc::new(System));
+    let folder = tempfile::tempdir().unwrap();
+    let file = audit::Config {
+        file: Some(folder.path().join("audit.jsonl")),
+    };
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    for calls in [1, 16] {
-        let call = || {
-            let entry = trail.begin();
-            entry.notes().add(|record| *record = note());
-            entry.finish_gathered()
-        };
-        group.throughput(Throughput::Elements(calls));
-        group.bench_function(BenchmarkId::new("hand over", calls), |bencher| {
-            bencher.iter(|| {
-                let all: FuturesUnordered<_> = (0..calls).map(|_| call()).collect();
-                let mut all = pin!(all.map(Result::unwrap).count());
-                runtime.block_on(poll_fn(|cx| {
-                    let polled = all.as_mut().poll(cx);
-                    trail.flush();
-                    polled
-                }))
+    for (name, sink) in [
+        ("hand over", Sink::to(io::sink())),
+        ("hand over to a file", Sink::open(&file).unwrap()),
+    ] {
+        let trail = Audit::new(sink, Arc::new(System));
+        for calls in [1, 16] {
+            let call = || {
+                let entry = trail.begin();
+                entry.notes().add(|record| *record = note());
+                entry.finish_gathered()
+            };
+            group.throughput(Throughput::Elements(calls));
+            group.bench_function(BenchmarkId::new(name, calls), |bencher| {
+                bencher.iter(|| {
+                    let all: FuturesUnordered<_> = (0..calls).map(|_| call()).collect();
+                    let mut all = pin!(all.map(Result::unwrap).count());
+                    runtime.block_on(poll_fn(|cx| {
+                        let polled = all.as_mut().poll(cx);
+                        trail.flush();
+                        polled
+                    }))
+                });
             });
-        });
+        }
     }
     group.finish();
 }

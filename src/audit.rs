@@ -7,6 +7,7 @@
 mod batch;
 mod id;
 mod json;
+mod output;
 mod record;
 mod sink;
 mod tally;
@@ -83,8 +84,8 @@ impl Audit {
         }
     }
 
-    /// Hands over the records of [`Entry::finish_gathered`]. Costs next to nothing when there are
-    /// none.
+    /// Has the records of [`Entry::finish_gathered`] written, into a file on the caller's own thread
+    /// if nobody else is writing; see [`Sink`]. Costs next to nothing when there are none.
     pub fn flush(&self) {
         self.sink.flush();
     }

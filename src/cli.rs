@@ -33,6 +33,7 @@ use std::io::Write as _;
 use std::panic;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread;
 
 use clap::CommandFactory as _;
 use clap::Parser;
@@ -123,6 +124,7 @@ pub fn main() -> ExitCode {
         _ => "warn",
     });
     let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers())
         .enable_all()
         .build()
     {
@@ -134,6 +136,12 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.exit(),
     }
+}
+
+/// How many threads serve: one a core, and on a single core a second one, in case that the first
+/// hangs in a write to the audit file.
+fn workers() -> usize {
+    thread::available_parallelism().map_or(LEAST_WORKERS, |cores| cores.get().max(LEAST_WORKERS))
 }
 
 async fn run(command: Command) -> Result<(), Failure> {
@@ -195,6 +203,7 @@ impl Exit {
     }
 }
 
+const LEAST_WORKERS: usize = 2;
 /// The module's table, in short.
 const EXIT_CODES: &str = "\
 Exit codes:

@@ -1,12 +1,15 @@
-//! The queue in front of the thread that writes: records gather in a batch, which is written at
-//! once, and accepted or failed as a whole (group commit).
+//! The queue in front of the one who writes: records gather in a batch, which is written at once,
+//! and accepted or failed as a whole (group commit).
 //!
-//! The writer writes when it is asked to. [`Queue::append`] does so at once or leaves it to
-//! [`Queue::flush`], so that the calls of one connection's turn wake the writer once. No request is
-//! lost: whether there are records that nobody asked for changes under the lock that guards them,
-//! so whoever appended one sees it in the `flush` that follows, unless another has asked or the
-//! writer has taken them since. A `flush` that is forgotten is made up for by the next
-//! [`Queue::tick`].
+//! Whoever has the [`Pen`] writes, when asked to. [`Queue::append`] asks at once or leaves it to
+//! [`Queue::flush`], so that the calls of one connection's turn ask once. No request is lost:
+//! whether there are records that nobody asked for changes under the lock that guards them, so
+//! whoever appended one sees it in the `flush` that follows, unless another has asked or they have
+//! been taken since. A `flush` that is forgotten is made up for by the next [`Queue::tick`].
+//!
+//! The writer, a thread of its own, waits for the pen; with [`Queue::seize`] a caller has it at
+//! once, if it is free. Whoever finds it taken asks and goes: the pen is given back under the lock
+//! under which they ask, and with it what was asked for meanwhile goes to the writer.
 //!
 //! Every interleaving is tried in `tests/models`, which includes this file.
 
@@ -24,14 +27,14 @@ use crate::sync::atomic::Ordering;
 use crate::sync::lock;
 use crate::sync::wait;
 
-/// Lines on their way from many callers to one writer, under the eyes of one watch.
+/// Lines on their way from many callers to whoever writes, under the eyes of one watch.
 pub(super) struct Queue {
     state: Mutex<State>,
     /// Where the writer waits until it is asked.
     work: Condvar,
     /// Where the watch waits while there is nothing to watch.
     watch: Condvar,
-    /// Whether there are lines that the writer has not been asked for. Changed under the lock.
+    /// Whether there are lines that nobody has asked for. Changed under the lock.
     unasked: AtomicBool,
     bounds: Bounds,
 }
@@ -39,7 +42,7 @@ pub(super) struct Queue {
 /// What a queue holds, and for how long.
 #[derive(Clone, Copy)]
 pub(super) struct Bounds {
-    /// Most lines that wait for the writer.
+    /// Most lines that wait to be written.
     pub(super) lines: usize,
     /// When their bytes have reached this, no line is added.
     pub(super) bytes: usize,
@@ -47,12 +50,13 @@ pub(super) struct Bounds {
     pub(super) ticks: u64,
 }
 
-/// Who asks the writer for a line.
+/// Who asks for a line to be written.
 #[derive(Clone, Copy)]
 pub(super) enum Ask {
     /// The one who appends it.
     Now,
-    /// Whoever calls [`Queue::flush`] next, which the one who appends it sees to.
+    /// Whoever calls [`Queue::flush`] or [`Queue::seize`] next, which the one who appends it sees
+    /// to.
     Later,
 }
 
@@ -69,17 +73,19 @@ pub(super) enum Outcome {
 }
 
 struct State {
-    /// The lines that wait for the writer, and how many they are.
+    /// The lines that wait to be written, and how many they are.
     bytes: Vec<u8>,
     lines: usize,
     /// Of those lines.
     open: Batch,
-    /// Of the lines that the writer has.
+    /// Of the lines that the one with the pen has.
     writing: Option<Batch>,
     /// Of the callers for whose lines there was no place.
     crowd: Option<Batch>,
-    /// Whether the writer shall write.
+    /// Whether what waits shall be written.
     asked: bool,
+    /// Whether somebody has the pen.
+    busy: bool,
     /// Whether the writer, and the watch, must be woken.
     writer_rests: bool,
     watch_rests: bool,
@@ -107,6 +113,7 @@ impl Queue {
                 writing: None,
                 crowd: None,
                 asked: false,
+                busy: false,
                 writer_rests: false,
                 watch_rests: false,
                 stirred: false,
@@ -164,8 +171,7 @@ impl Queue {
         waiting
     }
 
-    /// Asks the writer for all lines that it has not been asked for. Costs next to nothing when
-    /// there are none.
+    /// Asks for all lines that nobody has asked for. Costs next to nothing when there are none.
     pub(super) fn flush(&self) {
         // Relaxed: a thread sees at least what it stored itself when it appended.
         if self.unasked.load(Ordering::Relaxed) {
@@ -173,40 +179,39 @@ impl Queue {
         }
     }
 
-    /// The writer's: waits until it is asked, and exchanges `buffer`, whose content is dropped,
-    /// for the lines of a batch, which is to be settled before the next. `false` when the queue is
-    /// closed and empty.
-    pub(super) fn take(&self, buffer: &mut Vec<u8>) -> bool {
-        buffer.clear();
+    /// As [`Queue::flush`], by one who is ready to write: the pen, when there are lines that nobody
+    /// has asked for and it is free. Costs next to nothing when there are none.
+    pub(super) fn seize(&self) -> Option<Pen<'_>> {
+        // Relaxed: as in `flush`.
+        if !self.unasked.load(Ordering::Relaxed) {
+            return None;
+        }
         let mut state = lock(&self.state);
-        while state.lines == 0 || !(state.asked || state.closed) {
-            if state.closed {
-                return false;
+        if state.lines == 0 || state.ended {
+            return None;
+        }
+        self.unasked.store(false, Ordering::Relaxed);
+        state.asked = true;
+        if mem::replace(&mut state.busy, true) {
+            return None;
+        }
+        Some(Pen(self))
+    }
+
+    /// The writer's: waits until it is asked and the pen is free, and takes it. Then there are lines
+    /// to take. None when the queue is closed and empty.
+    pub(super) fn wait(&self) -> Option<Pen<'_>> {
+        let mut state = lock(&self.state);
+        while state.busy || !state.due() {
+            if state.closed && !state.busy {
+                return None;
             }
             state.writer_rests = true;
             state = wait(&self.work, state);
         }
         state.writer_rests = false;
-        state.asked = false;
-        self.unasked.store(false, Ordering::Relaxed);
-        state.lines = 0;
-        mem::swap(&mut state.bytes, buffer);
-        let next = Batch::new(state.now);
-        state.writing = Some(mem::replace(&mut state.open, next));
-        let crowd = state.crowd.take();
-        drop(state);
-        if let Some(crowd) = crowd {
-            crowd.fate.settle(Outcome::Accepted);
-        }
-        true
-    }
-
-    /// The writer's: tells those who wait for the batch that was taken.
-    pub(super) fn settle(&self, outcome: Outcome) {
-        let written = lock(&self.state).writing.take();
-        if let Some(written) = written {
-            written.fate.settle(outcome);
-        }
+        state.busy = true;
+        Some(Pen(self))
     }
 
     /// The writer's: it is gone. Whoever waits, or comes later, waits in vain.
@@ -246,7 +251,7 @@ impl Queue {
     }
 
     /// The watch's: time has passed. Fails what waits for longer than its ticks; lines of it that
-    /// the writer has or will get are not taken back.
+    /// somebody writes or will write are not taken back.
     pub(super) fn tick(&self) {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
@@ -272,11 +277,71 @@ impl Queue {
         }
     }
 
-    /// Asks the writer for all that is there. Whether it must be woken.
+    /// Asks for all that is there. Whether the writer must be woken.
     fn ask(&self, state: &mut State) -> bool {
         self.unasked.store(false, Ordering::Relaxed);
         state.asked = true;
-        mem::take(&mut state.writer_rests)
+        // Who has the pen looks before giving it back.
+        !state.busy && mem::take(&mut state.writer_rests)
+    }
+}
+
+impl State {
+    /// Whether there is something to write.
+    fn due(&self) -> bool {
+        self.lines > 0 && (self.asked || self.closed)
+    }
+}
+
+/// The right to write, which one has at a time. Dropped, it is free again; a batch that was not
+/// settled has failed then, and the writer is woken for what was asked for meanwhile.
+pub(super) struct Pen<'q>(&'q Queue);
+
+impl Pen<'_> {
+    /// Exchanges `buffer`, whose content is dropped, for the lines of a batch, which is to be
+    /// settled before the next. `false` when nobody has asked for more.
+    pub(super) fn take(&self, buffer: &mut Vec<u8>) -> bool {
+        buffer.clear();
+        let mut state = lock(&self.0.state);
+        if !state.due() {
+            return false;
+        }
+        state.asked = false;
+        self.0.unasked.store(false, Ordering::Relaxed);
+        state.lines = 0;
+        mem::swap(&mut state.bytes, buffer);
+        let next = Batch::new(state.now);
+        state.writing = Some(mem::replace(&mut state.open, next));
+        let crowd = state.crowd.take();
+        drop(state);
+        if let Some(crowd) = crowd {
+            crowd.fate.settle(Outcome::Accepted);
+        }
+        true
+    }
+
+    /// Tells those who wait for the batch that was taken.
+    pub(super) fn settle(&self, outcome: Outcome) {
+        let written = lock(&self.0.state).writing.take();
+        if let Some(written) = written {
+            written.fate.settle(outcome);
+        }
+    }
+}
+
+impl Drop for Pen<'_> {
+    fn drop(&mut self) {
+        let mut state = lock(&self.0.state);
+        state.busy = false;
+        let unsettled = state.writing.take();
+        let wake = (state.due() || state.closed) && mem::take(&mut state.writer_rests);
+        drop(state);
+        if wake {
+            self.0.work.notify_one();
+        }
+        if let Some(unsettled) = unsettled {
+            unsettled.fate.settle(Outcome::Failed);
+        }
     }
 }
 

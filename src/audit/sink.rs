@@ -1,8 +1,6 @@
-//! Where records go: a file or standard output, written by a thread of its own, so that a sink
-//! that blocks never blocks the threads that serve, under the eyes of a second one, so that it never
-//! holds up the calls.
+//! Where records go: a file or standard output, written by whoever makes the records or by a thread
+//! of its own, under the eyes of a second one, so that a sink that blocks never holds up the calls.
 
-use std::fs::File;
 use std::fs::OpenOptions;
 use std::io;
 use std::io::Write;
@@ -22,6 +20,9 @@ use crate::audit::batch::Full;
 use crate::audit::batch::Outcome;
 use crate::audit::batch::Queue;
 use crate::audit::batch::Waiting;
+use crate::audit::output::Output;
+use crate::audit::output::Writers;
+use crate::clock::System;
 
 /// Where records go.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -47,9 +48,17 @@ pub struct Error {
 #[error("no audit sink accepted the record")]
 pub struct Unavailable;
 
-/// A queue in front of the thread that writes. Records of concurrent calls leave in one write.
+/// A queue in front of an output. Records of concurrent calls leave in one write.
+///
+/// A regular file is written by whoever flushes, on its own thread, if nobody else is writing: to
+/// wake a thread for it, and to be woken by it, takes longer than the write. All else, and a file
+/// for as long as it is slow, is written by a thread of the sink's own. So a pipe that nobody reads
+/// blocks no thread that serves; a disk that hangs blocks one at most, until its write returns, and
+/// with it the calls whose task that thread runs, which [`PATIENCE`] can't help meanwhile. Those of
+/// all others fail in time.
 pub struct Sink {
     queue: Arc<Queue>,
+    output: Arc<Output>,
     /// Disconnected when the thread has ended.
     ended: Mutex<mpsc::Receiver<()>>,
 }
@@ -62,21 +71,26 @@ impl Sink {
     pub fn open(config: &Config) -> Result<Self, Error> {
         match &config.file {
             None => Ok(Self::to(io::stdout())),
-            Some(path) => append(path).map(Self::to).map_err(|source| Error {
+            Some(path) => append(path).map(Self::with).map_err(|source| Error {
                 path: path.clone(),
                 source,
             }),
         }
     }
 
-    /// A sink into `out`.
-    pub fn to(mut out: impl Write + Send + 'static) -> Self {
+    /// A sink into `out`, which its own thread alone writes to.
+    pub fn to(out: impl Write + Send + 'static) -> Self {
+        Self::with(Output::new(out, Writers::Thread, Arc::new(System)))
+    }
+
+    fn with(output: Output) -> Self {
         let queue = Arc::new(Queue::new(BOUNDS));
+        let output = Arc::new(output);
         let (alive, ended) = mpsc::channel();
-        let writers = Arc::clone(&queue);
+        let (queued, written) = (Arc::clone(&queue), Arc::clone(&output));
         start("audit", move || {
-            let writer = Writer(&writers);
-            writer.run(&mut out);
+            let writer = Writer(&queued);
+            writer.run(&written);
             drop(writer);
             drop(alive);
         });
@@ -89,12 +103,12 @@ impl Sink {
         });
         Self {
             queue,
+            output,
             ended: Mutex::new(ended),
         }
     }
 
-    /// Queues `line`, and returns what waits until it is written. Who is to ask for it is said by
-    /// `ask`.
+    /// Queues `line`, and returns what waits until it is written. With [`Ask::Now`] it is flushed.
     ///
     /// The wait ends when the line's batch is as old as [`PATIENCE`] allows; before that, a line for
     /// which there is no place waits as long for one. A line stays queued then: a sink that comes
@@ -104,7 +118,11 @@ impl Sink {
         line: &[u8],
         ask: Ask,
     ) -> impl Future<Output = Result<(), Unavailable>> + use<'s> {
-        let placed = self.queue.append(line, ask);
+        let placed = self.queue.append(line, Ask::Later);
+        match ask {
+            Ask::Now => self.flush(),
+            Ask::Later => {}
+        }
         let placed = placed.map_err(|full| (full, line.to_vec()));
         async move {
             let waiting = match placed {
@@ -115,12 +133,25 @@ impl Sink {
         }
     }
 
-    /// Asks for what was queued with [`Ask::Later`].
+    /// Has what was queued with [`Ask::Later`] written. Blocks for as long as a write to a file takes
+    /// that was fast so far; never on anything else.
     pub(super) fn flush(&self) {
-        self.queue.flush();
+        if !self.output.near() {
+            self.queue.flush();
+            return;
+        }
+        let Some(pen) = self.queue.seize() else {
+            return;
+        };
+        for _ in 0..BATCHES {
+            let written = self.output.write(&pen);
+            if !written || !self.output.near() {
+                break;
+            }
+        }
     }
 
-    /// Queues `line` without waiting: for calls that nobody waits for any more.
+    /// Queues `line` without waiting or writing: for calls that nobody waits for any more.
     pub(super) fn leave(&self, line: &[u8]) {
         if self.queue.append(line, Ask::Now).is_err() {
             tracing::error!("the audit queue is full: the record of an abandoned call is lost");
@@ -162,37 +193,30 @@ fn start(name: &str, run: impl FnOnce() + Send + 'static) {
     drop(thread.expect("the process can start a thread at its start"));
 }
 
-fn append(path: &PathBuf) -> io::Result<File> {
+/// Opens the file at `path`. Only a regular file is near: a write to anything else, which may stand
+/// at a path too, can wait for a reader.
+fn append(path: &PathBuf) -> io::Result<Output> {
     use std::os::unix::fs::OpenOptionsExt as _;
-    OpenOptions::new()
+    let file = OpenOptions::new()
         .create(true)
         .append(true)
         .mode(0o600)
-        .open(path)
+        .open(path)?;
+    let writers = if file.metadata()?.is_file() {
+        Writers::Callers
+    } else {
+        Writers::Thread
+    };
+    Ok(Output::new(file, writers, Arc::new(System)))
 }
 
 /// The thread that writes. However it ends, nobody waits for it in vain.
 struct Writer<'a>(&'a Queue);
 
 impl Writer<'_> {
-    fn run(&self, out: &mut impl Write) {
-        let mut lines = Vec::new();
-        // After a failed write half a line may stand there: the next one must not grow together
-        // with it.
-        let mut torn = false;
-        while self.0.take(&mut lines) {
-            let written = write_all(&lines, torn, out);
-            torn = written.is_err();
-            self.0.settle(match written {
-                Ok(()) => Outcome::Accepted,
-                Err(error) => {
-                    tracing::error!(%error, "the audit sink failed: calls fail until it takes records");
-                    Outcome::Failed
-                }
-            });
-            // A usual batch fits; what a stalled sink has heaped up is given back.
-            lines.clear();
-            lines.shrink_to(KEPT);
+    fn run(&self, output: &Output) {
+        while let Some(pen) = self.0.wait() {
+            output.write(&pen);
         }
     }
 }
@@ -203,15 +227,7 @@ impl Drop for Writer<'_> {
     }
 }
 
-fn write_all(lines: &[u8], torn: bool, out: &mut impl Write) -> io::Result<()> {
-    if torn {
-        out.write_all(b"\n")?;
-    }
-    out.write_all(lines)?;
-    out.flush()
-}
-
-/// What waits for the thread at most; beyond it, calls wait for a place.
+/// What waits to be written at most; beyond it, calls wait for a place.
 const BOUNDS: Bounds = Bounds {
     lines: 1024,
     bytes: 1 << 20,
@@ -221,11 +237,17 @@ const BOUNDS: Bounds = Bounds {
 const TICK: Duration = Duration::from_millis(250);
 /// How long a batch has from its first record, at most: the eighth tick ends it.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Most bytes that are kept for the lines to come.
-const KEPT: usize = 256 << 10;
+/// Most batches that one flush writes; what others ask for after that is the thread's.
+const BATCHES: usize = 4;
 
 #[cfg(test)]
 mod tests {
+    use std::thread::ThreadId;
+
+    use jiff::Timestamp;
+
+    use crate::clock::Manual;
+
     use super::*;
 
     /// Takes three bytes, then fails once, then takes all.
@@ -298,6 +320,149 @@ mod tests {
         assert_eq!(sink.write(b"x", Ask::Now).await, Err(Unavailable));
         assert_eq!(sink.write(b"x", Ask::Now).await, Err(Unavailable));
     }
+
+    #[tokio::test]
+    async fn what_may_block_for_ever_is_written_by_the_thread() {
+        let (reader, out) = io::pipe().unwrap();
+        let (sink, hands) = watched(out, Writers::Thread, Duration::ZERO);
+        assert_eq!(sink.write(b"x", Ask::Now).await, Ok(()));
+        assert_ne!(hands.recv().unwrap(), thread::current().id());
+        drop(reader);
+    }
+
+    #[tokio::test]
+    async fn what_is_near_is_written_by_who_flushes() {
+        let (sink, hands) = watched(io::sink(), Writers::Callers, FAST);
+        let call = sink.write(b"x", Ask::Later);
+        assert!(hands.try_recv().is_err(), "nobody has asked");
+        sink.flush();
+        assert_eq!(hands.try_recv(), Ok(thread::current().id()));
+        assert_eq!(call.await, Ok(()));
+        assert_eq!(sink.write(b"x", Ask::Now).await, Ok(()));
+        assert_eq!(hands.try_recv(), Ok(thread::current().id()));
+    }
+
+    #[tokio::test]
+    async fn the_thread_writes_to_a_slow_file_until_it_is_fast_again() {
+        let own = thread::current().id();
+        let pace = Arc::new(Mutex::new(SLOW));
+        let (sink, hands) = timed(io::sink(), Writers::Callers, Arc::clone(&pace));
+        let write = || async { assert_eq!(sink.write(b"x", Ask::Now).await, Ok(())) };
+        write().await;
+        assert_eq!(hands.recv(), Ok(own), "it was not known to be slow");
+        write().await;
+        assert_ne!(hands.recv(), Ok(own));
+        *pace.lock().unwrap() = FAST;
+        write().await;
+        assert_ne!(hands.recv(), Ok(own), "this one shows that it is fast");
+        // The thread may not have put the pen down yet.
+        write().await;
+        while hands.recv() != Ok(own) {
+            write().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn the_record_of_an_abandoned_call_is_written_by_the_thread() {
+        let (sink, hands) = watched(io::sink(), Writers::Callers, FAST);
+        sink.leave(b"x");
+        assert_ne!(hands.recv().unwrap(), thread::current().id());
+    }
+
+    #[test]
+    fn a_panic_in_a_write_fails_its_batch_and_no_other() {
+        let taken = Arc::new(Mutex::new(Vec::new()));
+        let out = Brittle {
+            taken: Arc::clone(&taken),
+            broken: true,
+        };
+        let sink = Sink::with(Output::new(out, Writers::Callers, Arc::new(System)));
+        let fate = |call| futures_util::FutureExt::now_or_never(call);
+        let first = sink.write(b"first\n", Ask::Later);
+        let flush = std::panic::AssertUnwindSafe(|| sink.flush());
+        assert!(std::panic::catch_unwind(flush).is_err());
+        assert_eq!(fate(first), Some(Err(Unavailable)));
+        assert_eq!(fate(sink.write(b"second\n", Ask::Now)), Some(Ok(())));
+        assert_eq!(*taken.lock().unwrap(), b"\nsecond\n");
+    }
+
+    #[test]
+    fn only_regular_files_are_near() {
+        let folder = tempfile::tempdir().unwrap();
+        let near = |path: PathBuf| append(&path).unwrap().near();
+        assert!(near(folder.path().join("audit.jsonl")));
+        assert!(!near("/dev/null".into()));
+        let (reader, out) = io::pipe().unwrap();
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&out);
+        assert!(!near(format!("/proc/self/fd/{fd}").into()));
+        drop(reader);
+    }
+
+    /// Panics at first, then takes all.
+    struct Brittle {
+        taken: Arc<Mutex<Vec<u8>>>,
+        broken: bool,
+    }
+
+    impl Write for Brittle {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            assert!(!std::mem::take(&mut self.broken), "the first write");
+            self.taken.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A sink whose writes take `pace`, and the threads that make them.
+    fn watched(
+        out: impl Write + Send + 'static,
+        writers: Writers,
+        pace: Duration,
+    ) -> (Sink, mpsc::Receiver<ThreadId>) {
+        timed(out, writers, Arc::new(Mutex::new(pace)))
+    }
+
+    fn timed(
+        out: impl Write + Send + 'static,
+        writers: Writers,
+        pace: Arc<Mutex<Duration>>,
+    ) -> (Sink, mpsc::Receiver<ThreadId>) {
+        let clock = Arc::new(Manual::new(Timestamp::UNIX_EPOCH));
+        let (tell, hands) = mpsc::channel();
+        let out = Watched {
+            out,
+            tell,
+            clock: Arc::clone(&clock),
+            pace,
+        };
+        (Sink::with(Output::new(out, writers, clock)), hands)
+    }
+
+    /// Tells which thread writes; each write takes its time.
+    struct Watched<W> {
+        out: W,
+        tell: mpsc::Sender<ThreadId>,
+        clock: Arc<Manual>,
+        pace: Arc<Mutex<Duration>>,
+    }
+
+    impl<W: Write> Write for Watched<W> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.clock.advance(*self.pace.lock().unwrap());
+            self.tell.send(thread::current().id()).unwrap();
+            self.out.write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            self.out.flush()
+        }
+    }
+
+    const FAST: Duration = Duration::from_millis(1);
+    const SLOW: Duration = Duration::from_millis(50);
 
     /// Tells how much it is given at once. Panics when nobody listens.
     struct Sizes(mpsc::Sender<usize>);

@@ -1,7 +1,11 @@
-//! The hand-over of audit records: callers, the writer and the watch in every order.
+//! The hand-over of audit records: callers, of whom some write, the writer and the watch in every
+//! order.
 
 use std::pin::Pin;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 use std::task::Context;
 use std::task::Poll;
 use std::task::Wake;
@@ -16,6 +20,7 @@ use crate::batch::Ask;
 use crate::batch::Bounds;
 use crate::batch::Full;
 use crate::batch::Outcome;
+use crate::batch::Pen;
 use crate::batch::Queue;
 use crate::batch::Waiting;
 use crate::done;
@@ -171,11 +176,7 @@ fn what_is_queued_at_the_end_is_written() {
             let trail = trail.clone();
             thread::spawn(move || trail.0.queue.close())
         };
-        let mut buffer = Vec::new();
-        while trail.0.queue.take(&mut buffer) {
-            trail.add(&buffer);
-            trail.0.queue.settle(Outcome::Accepted);
-        }
+        trail.write_to_the_end();
         assert_eq!(trail.written(), b"1");
         done(closer);
         done(watch);
@@ -193,6 +194,95 @@ fn nobody_waits_for_a_dead_writer() {
     });
 }
 
+/// Two callers write what they find, beside the writer: nothing is lost or written twice, nothing
+/// overtakes, and the writer gets what nobody else does. One of them comes back before it is told.
+#[test]
+fn who_writes_and_who_finds_another_at_it_share_the_work() {
+    static SHARED: AtomicBool = AtomicBool::new(false);
+    for batches in [1, 2] {
+        of_many_steps(move || {
+            let trail = Trail::new(ROOMY);
+            let callers = [b"12".as_slice(), b"3"].map(|lines| {
+                let trail = trail.clone();
+                thread::spawn(move || {
+                    let waiting: Vec<_> = lines
+                        .iter()
+                        .map(|line| trail.hand_over(*line, batches))
+                        .collect();
+                    for waiting in waiting {
+                        assert_eq!(outcome(waiting), Outcome::Accepted);
+                    }
+                    trail.leave(2);
+                })
+            });
+            while let Some(pen) = trail.0.queue.wait() {
+                SHARED.store(true, Ordering::Relaxed);
+                assert_ne!(trail.write_batch(&pen, Outcome::Accepted), 0);
+            }
+            callers.into_iter().for_each(done);
+            assert_eq!(trail.written(), b"123");
+            let place = |line| trail.in_order().iter().position(|other| *other == line);
+            assert!(place(b'1') < place(b'2'), "a later batch first");
+        });
+    }
+    assert!(SHARED.load(Ordering::Relaxed), "the writer is never needed");
+}
+
+/// Whoever writes dies of it while another comes along: the batch has failed, the pen is free.
+#[test]
+fn a_pen_that_is_dropped_fails_its_batch_alone() {
+    explore(|| {
+        let trail = Trail::new(ROOMY);
+        let first = trail.0.queue.append(b"1", Ask::Later).ok();
+        let pen = trail.0.queue.seize().expect("it is free");
+        let mut buffer = Vec::new();
+        assert!(pen.take(&mut buffer));
+        let other = {
+            let trail = trail.clone();
+            thread::spawn(move || {
+                let told = outcome(trail.hand_over(b'2', 1));
+                trail.0.queue.close();
+                told
+            })
+        };
+        drop(pen);
+        trail.write_to_the_end();
+        assert_eq!(outcome(first.expect("there is room")), Outcome::Failed);
+        assert_eq!(done(other), Outcome::Accepted);
+        assert_eq!(trail.written(), b"2");
+    });
+}
+
+/// A caller hangs in its write: the watch lets nobody wait, and nobody else hangs with it.
+#[test]
+fn a_caller_that_hangs_in_its_write_holds_nobody_else() {
+    explore(|| {
+        let trail = Trail::new(Bounds { ticks: 0, ..ROOMY });
+        let first = trail.0.queue.append(b"1", Ask::Later).ok();
+        let pen = trail.0.queue.seize().expect("it is free");
+        let mut buffer = Vec::new();
+        assert!(pen.take(&mut buffer));
+        let other = {
+            let trail = trail.clone();
+            thread::spawn(move || {
+                let second = trail.0.queue.append(b"2", Ask::Later).ok();
+                assert!(trail.0.queue.seize().is_none(), "it is taken");
+                assert_eq!(outcome(second.expect("there is room")), Outcome::Failed);
+                trail.0.queue.close();
+            })
+        };
+        while trail.0.queue.rest() {
+            trail.0.queue.tick();
+            thread::yield_now();
+        }
+        done(other);
+        assert_eq!(outcome(first.expect("there is room")), Outcome::Failed);
+        drop(pen);
+        trail.write_to_the_end();
+        assert_eq!(trail.written(), b"2");
+    });
+}
+
 /// All interleavings of two callers and the writer would take hours.
 fn of_many_steps(model: impl Fn() + Send + Sync + 'static) {
     explore_to(Some(scaled(2, 3)), model);
@@ -205,14 +295,18 @@ struct Trail(Arc<Shared>);
 
 struct Shared {
     queue: Queue,
+    desk: Mutex<Vec<u8>>,
     written: Mutex<Vec<u8>>,
+    gone: AtomicUsize,
 }
 
 impl Trail {
     fn new(bounds: Bounds) -> Self {
         Self(Arc::new(Shared {
             queue: Queue::new(bounds),
+            desk: Mutex::default(),
             written: Mutex::default(),
+            gone: AtomicUsize::new(0),
         }))
     }
 
@@ -247,27 +341,65 @@ impl Trail {
 
     /// Writes until so many lines are done with.
     fn write(&self, lines: usize, outcome: Outcome) {
-        let mut buffer = Vec::new();
         let mut done = 0;
         while done < lines {
-            assert!(self.0.queue.take(&mut buffer), "it is open");
-            done += buffer.len();
-            if outcome == Outcome::Accepted {
-                self.add(&buffer);
-            }
-            self.0.queue.settle(outcome);
+            let pen = self.0.queue.wait().expect("it is open");
+            done += self.write_batch(&pen, outcome);
         }
     }
 
-    fn add(&self, lines: &[u8]) {
-        self.0.written.lock().expect("no panic").extend(lines);
+    /// Writes until the queue is closed.
+    fn write_to_the_end(&self) {
+        while let Some(pen) = self.0.queue.wait() {
+            assert_ne!(self.write_batch(&pen, Outcome::Accepted), 0);
+        }
+    }
+
+    /// How many lines it was.
+    fn write_batch(&self, pen: &Pen<'_>, outcome: Outcome) -> usize {
+        // Held while threads change: another one who writes at the same time fails the model.
+        let mut buffer = self.0.desk.try_lock().expect("one writes at a time");
+        if !pen.take(&mut buffer) {
+            return 0;
+        }
+        if outcome == Outcome::Accepted {
+            self.0.written.lock().expect("no panic").extend(&*buffer);
+        }
+        pen.settle(outcome);
+        buffer.len()
+    }
+
+    /// Appends `line`, and writes it if nobody else does. What is asked for meanwhile goes on to
+    /// the writer after so many batches.
+    fn hand_over(&self, line: u8, batches: usize) -> Waiting {
+        let waiting = self.0.queue.append(&[line], Ask::Later).ok();
+        if let Some(pen) = self.0.queue.seize() {
+            for _ in 0..batches {
+                if self.write_batch(&pen, Outcome::Accepted) == 0 {
+                    break;
+                }
+            }
+        }
+        waiting.expect("there is room")
+    }
+
+    /// One is done: the last of so many closes the queue.
+    fn leave(&self, all: usize) {
+        if self.0.gone.fetch_add(1, Ordering::Relaxed) + 1 == all {
+            self.0.queue.close();
+        }
     }
 
     /// What is written, in order of the lines.
     fn written(&self) -> Vec<u8> {
-        let mut written = self.0.written.lock().expect("no panic").clone();
+        let mut written = self.in_order();
         written.sort_unstable();
         written
+    }
+
+    /// What is written, as it was written.
+    fn in_order(&self) -> Vec<u8> {
+        self.0.written.lock().expect("no panic").clone()
     }
 }
 

@@ -34,8 +34,8 @@ impl<IO: AsyncWrite + Unpin> Turns<IO> {
     }
 
     /// Takes a turn of `serving`, which hands its calls to these and writes to the outlet; calls
-    /// `settle` when the calls have had theirs. Ready when `serving` is, or when nothing can be
-    /// sent any more.
+    /// `settle` when the calls have had theirs, and goes on with those that it lets go on. Ready
+    /// when `serving` is, or when nothing can be sent any more.
     pub(super) fn poll<F: Future>(
         &mut self,
         mut serving: Pin<&mut F>,
@@ -48,10 +48,19 @@ impl<IO: AsyncWrite + Unpin> Turns<IO> {
         for _ in 0..ROUNDS {
             over = serving.as_mut().poll(&mut cx).is_ready();
             self.calls.poll(&mut cx);
-            if over || !self.bell.rang() {
+            if over {
+                break;
+            }
+            if self.bell.rang() {
+                continue;
+            }
+            // What this settles at once is answered in this turn.
+            settle();
+            if !self.bell.rang() {
                 break;
             }
         }
+        // For those who left the rounds with something to settle.
         settle();
         let lost = matches!(self.outlet.poll_send(&mut cx), Poll::Ready(Err(_)));
         if over || lost {
