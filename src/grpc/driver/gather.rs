@@ -65,10 +65,13 @@ impl<IO: AsyncWrite + Unpin> Shared<IO> {
                 written => self.sent += written,
             }
         }
+        // A connection with little to say keeps little memory; one that is busy would only have it
+        // made anew, and grown step by step.
+        if self.sent <= KEPT {
+            self.out.shrink_to(KEPT);
+        }
         self.sent = 0;
         self.out.clear();
-        // An idle connection keeps little memory.
-        self.out.shrink_to(KEPT);
         ready!(Pin::new(&mut self.io).poll_flush(cx))?;
         self.unsent = false;
         Poll::Ready(Ok(()))
@@ -242,7 +245,23 @@ mod tests {
         }
         server.await.unwrap();
         assert!(heard == expected, "{} bytes arrived", heard.len());
-        assert!(lock(&shared).out.capacity() <= KEPT, "idle memory");
+    }
+
+    #[tokio::test]
+    async fn memory_for_much_is_given_back_when_there_is_little_to_say() {
+        let (near, _far) = duplex(1 << 20);
+        let (mut io, outlet) = gather(Counted(near, Arc::default()));
+        let shared = Arc::clone(&outlet.0);
+        let kept = || lock(&shared).out.capacity();
+        run(outlet, async {
+            for (length, enough) in [(FULL, FULL), (1, KEPT)] {
+                io.write_all(&vec![7; length]).await.unwrap();
+                // Another poll: what was written is sent.
+                tokio::task::yield_now().await;
+                assert!((length..=enough).contains(&kept()), "{} bytes", kept());
+            }
+        })
+        .await;
     }
 
     #[tokio::test]
