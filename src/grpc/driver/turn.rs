@@ -48,20 +48,13 @@ impl<IO: AsyncWrite + Unpin> Turns<IO> {
         for _ in 0..ROUNDS {
             over = serving.as_mut().poll(&mut cx).is_ready();
             self.calls.poll(&mut cx);
-            if over {
-                break;
-            }
-            if self.bell.rang() {
-                continue;
-            }
-            // What this settles at once is answered in this turn.
             settle();
-            if !self.bell.rang() {
+            // What that settled is answered in this turn.
+            self.calls.poll(&mut cx);
+            if over || !self.bell.rang() {
                 break;
             }
         }
-        // For those who left the rounds with something to settle.
-        settle();
         let lost = matches!(self.outlet.poll_send(&mut cx), Poll::Ready(Err(_)));
         if over || lost {
             return Poll::Ready(());
