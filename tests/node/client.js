@@ -4,7 +4,7 @@
 //
 // The same as tests/python/client.py: TARGET is a gRPC target; AUTHORITY becomes the channel's
 // `grpc.default_authority`, or, with certificates, the server's name; empty, it is left out. JOB is
-// JSON, {"sizes": [bytes of plaintext that make a round trip]}.
+// JSON, {"sizes": [bytes of plaintext that make a round trip, in a call and in a stream]}.
 
 "use strict";
 
@@ -16,6 +16,8 @@ const loader = require("@grpc/proto-loader");
 
 const CONTRACT = "keybroker/v1/key_broker.proto";
 const CONTEXT = { purpose: "test" };
+// Bytes of plaintext in a message of a stream.
+const CHUNK = 64 << 10;
 
 function connect(protos, target, authority, files) {
   const contract = loader.loadSync(CONTRACT, { includeDirs: [protos], keepCase: true, defaults: true });
@@ -75,13 +77,70 @@ async function sized(broker, size) {
   assert.ok(opened.plaintext.equals(plaintext), `${size} bytes`);
 }
 
+async function batch(broker) {
+  const plaintexts = [0, 1, 2].map((n) => Buffer.alloc(n + 1, n));
+  const items = plaintexts.map((plaintext) => ({ name: "keys/orders", plaintext }));
+  items.splice(1, 0, { name: "keys/absent", plaintext: Buffer.from("x") });
+  const sealed = await call(broker, "EncryptBatch", { items });
+  const [denied] = sealed.results.splice(1, 1);
+  assert.ok(!denied.response);
+  assert.equal(denied.status.code, grpc.status.PERMISSION_DENIED);
+
+  const ciphertexts = sealed.results.map(({ response }) => ({ ciphertext: response.ciphertext }));
+  const opened = await call(broker, "DecryptBatch", { items: ciphertexts });
+  assert.deepEqual(opened.results.map(({ response }) => response.plaintext), plaintexts);
+}
+
+// Sends `start` and `chunks`, as fast as they are taken, and returns the chunks that come back.
+function stream(broker, method, start, chunks) {
+  return new Promise((resolve, reject) => {
+    const call = broker[method]({ deadline: Date.now() + 10_000 });
+    const answers = [];
+    call.on("data", (answer) => answers.push(answer));
+    call.on("error", reject);
+    call.on("end", () => {
+      const [first, ...rest] = answers;
+      assert.equal(first.start.name, "tenants/acme/keys/orders");
+      resolve(rest.map((answer) => answer.chunk));
+    });
+    const requests = [{ start }, ...chunks.map((chunk) => ({ chunk }))];
+    const send = () => {
+      while (requests.length > 0) {
+        if (!call.write(requests.shift())) {
+          call.once("drain", send);
+          return;
+        }
+      }
+      call.end();
+    };
+    send();
+  });
+}
+
+async function streamed(broker, size) {
+  const plaintext = Buffer.alloc(size, size % 251);
+  const chunks = [];
+  for (let at = 0; at < size; at += CHUNK) {
+    chunks.push({ plaintext: plaintext.subarray(at, at + CHUNK) });
+  }
+  const start = { name: "keys/orders", plaintext_length: size };
+  const sealed = await stream(broker, "EncryptStream", start, chunks);
+  const ciphertexts = sealed.map(({ ciphertext }) => ({ ciphertext }));
+  const opened = await stream(broker, "DecryptStream", {}, ciphertexts);
+  const whole = Buffer.concat(opened.map((chunk) => chunk.plaintext));
+  assert.ok(whole.equals(plaintext), `${size} bytes in a stream`);
+}
+
 async function main() {
   const [protos, target, authority, ...files] = process.argv.slice(2);
   const job = JSON.parse(fs.readFileSync(0, "utf8"));
   const broker = connect(protos, target, authority, files);
   await bound(broker);
+  await batch(broker);
+  await streamed(broker, 0);
   for (const size of job.sizes) {
     await sized(broker, size);
+    await streamed(broker, size);
   }
   broker.close();
 }

@@ -114,11 +114,11 @@ def batch(broker: Broker) -> None:
     assert opened == plaintexts, opened
 
 
-def stream(broker: Broker) -> None:
-    """Encrypts and decrypts a few MiB, in chunks that are no multiple of anything."""
+def streamed(broker: Broker, size: int) -> None:
+    """Encrypts and decrypts a stream, in chunks that are no multiple of anything."""
     messages = broker.messages
-    plaintext = bytes(range(256)) * (3 << 12) + b"the end"
-    chunks = [plaintext[at : at + 100_003] for at in range(0, len(plaintext), 100_003)]
+    plaintext = bytes([size % 251]) * size
+    chunks = [plaintext[at : at + 100_003] for at in range(0, size, 100_003)]
 
     def encrypt():
         start = messages.EncryptStreamStart(
@@ -160,7 +160,8 @@ def main() -> None:
             batch(broker)
             for size in job["sizes"]:
                 sized(broker, size)
-            stream(broker)
+                streamed(broker, size)
+            streamed(broker, 3 << 20)
 
 
 if __name__ == "__main__":
