@@ -54,7 +54,7 @@ pub struct Unavailable;
 /// wake a thread for it, and to be woken by it, takes longer than the write. All else, and a file
 /// for as long as it is slow, is written by a thread of the sink's own. So a pipe that nobody reads
 /// blocks no thread that serves; a disk that hangs blocks one at most, until its write returns, and
-/// with it the calls whose task that thread runs, which [`PATIENCE`] can't help meanwhile. Those of
+/// with it the calls whose task that thread runs, which no deadline helps meanwhile. Those of
 /// all others fail in time.
 pub struct Sink {
     queue: Arc<Queue>,
