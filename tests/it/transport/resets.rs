@@ -6,6 +6,8 @@ use keybroker::grpc::pb;
 use prost::Message as _;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 use super::dice::Dice;
 use super::raw::ACK;
@@ -20,6 +22,7 @@ use super::raw::frame;
 use super::raw::open;
 use super::raw::open_with;
 use crate::harness::Broker;
+use crate::harness::Identity;
 use crate::harness::WEB;
 use crate::harness::framed;
 use crate::harness::reason;
@@ -30,6 +33,15 @@ use crate::support::scale::scaled;
 /// Fewer than may be reset before they are looked at: more would cost the connection.
 const AT_ONCE: u32 = 8;
 const IN_FLIGHT: u32 = 64;
+/// Of one connection, which HTTP/2 ends when too many of its streams were reset.
+const ROUNDS: u32 = 80;
+
+/// A connection that takes all answers.
+async fn roomy(broker: &Broker, identity: &Identity) -> Raw<TlsStream<TcpStream>> {
+    let mut raw = Raw::new(broker.tls(Some(identity)).await.unwrap()).await;
+    raw.write(&all_room()).await.unwrap();
+    raw
+}
 
 /// Sends a ping, and reads until it is answered: all before it has been read.
 async fn settle(raw: &mut Raw<impl AsyncRead + AsyncWrite + Unpin>) {
@@ -56,8 +68,7 @@ async fn calls_that_are_reset_at_any_moment_leave_nothing_but_their_records() {
     let mut honest = broker.caller(WEB).await;
     honest.encrypt(encrypt("keys/orders", "x")).await.unwrap();
     let web = broker.authority.client(WEB);
-    let mut raw = Raw::new(broker.tls(Some(&web)).await.unwrap()).await;
-    raw.write(&all_room()).await.unwrap();
+    let mut raw = roomy(&broker, &web).await;
 
     // Calls with a key that is not cached wait for KMS, and are still there when they are reset.
     let held = broker.kms.hold().await;
@@ -65,6 +76,10 @@ async fn calls_that_are_reset_at_any_moment_leave_nothing_but_their_records() {
     let mut stream = 1;
     let mut sent = Vec::new();
     for round in 0..rounds {
+        if round % ROUNDS == ROUNDS - 1 {
+            raw = roomy(&broker, &web).await;
+            stream = 1;
+        }
         let mut waiting = Vec::new();
         for _ in 0..AT_ONCE {
             let kind = dice.below(5);
@@ -75,7 +90,7 @@ async fn calls_that_are_reset_at_any_moment_leave_nothing_but_their_records() {
             };
             let size = usize::try_from(dice.size(8 << 10)).unwrap();
             let body = framed(&encrypt(key, vec![7; size]).encode_to_vec());
-            let id = format!("call-{stream}");
+            let id = format!("call-{round}-{stream}");
             let head = open_with(stream, ENCRYPT, &[("x-request-id", &id)]);
             let half = usize::try_from(dice.below(body.len() as u64)).unwrap();
             let (first, rest) = body.split_at(half);
