@@ -107,7 +107,7 @@ pub(super) async fn drive<IO>(
     let mut seen = 0;
     loop {
         tokio::select! {
-            // An error ends the connection; its calls have their records already.
+            // An error ends the connection, and its calls with it: their records say so.
             () = poll_fn(|cx| turns.poll(serving.as_mut(), settle, cx.waker())) => return,
             () = old.as_mut() => break,
             () = connection.closing() => break,
