@@ -41,7 +41,6 @@ pub use key::Opener;
 pub use key::OpeningKey;
 pub use key::Reserved;
 pub use key::SealingKey;
-pub use key::Series;
 pub use origin::Version;
 pub use stream::Cut;
 pub use stream::Opening;

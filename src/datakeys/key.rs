@@ -238,7 +238,7 @@ pub struct Reserved {
 }
 
 impl Reserved {
-    /// How many messages are counted: those with the first so many of the sizes asked for.
+    /// How many messages are counted, of the sizes asked for the first.
     pub fn messages(&self) -> usize {
         self.messages
     }
@@ -257,16 +257,16 @@ impl Reserved {
         )
     }
 
-    /// All that was counted, to be sealed one by one. Their plaintexts must be settled: message
-    /// ids are drawn here.
+    /// Seals the first of `texts`, each associated data and plaintext: as many as are still
+    /// counted, which then are fewer.
     ///
     /// # Errors
     /// The random generator's failure.
-    pub fn series(self) -> Result<Series, random::Error> {
-        Ok(Series {
-            ids: message::Ids::draw(self.messages)?,
-            key: self.key,
-        })
+    pub fn seal_each(&mut self, texts: &[(&[u8], &[u8])]) -> Result<Vec<Vec<u8>>, random::Error> {
+        let (texts, _) = texts.split_at(texts.len().min(self.messages));
+        self.messages -= texts.len();
+        let key = &self.key;
+        message::seal_each(key.material.secret(), &key.envelope, texts)
     }
 
     /// Begins one message, and returns its header; others that were counted are lost.
@@ -285,25 +285,6 @@ impl Reserved {
     }
 }
 
-/// A sealing key for as many messages as were counted, and no more.
-pub struct Series {
-    key: Arc<SealingKey>,
-    ids: message::Ids,
-}
-
-impl Series {
-    /// Seals the next message; `None` when as many as were counted are sealed.
-    pub fn seal(&mut self, associated_data: &[u8], plaintext: &[u8]) -> Option<Vec<u8>> {
-        let key = &self.key;
-        self.ids.seal(
-            key.material.secret(),
-            &key.envelope,
-            associated_data,
-            plaintext,
-        )
-    }
-}
-
 /// An opening key on its way to a message.
 pub struct Opener {
     pub(super) key: Arc<OpeningKey>,
@@ -318,6 +299,11 @@ impl Opener {
     /// [`Flaw`]: nothing of the plaintext is returned.
     pub fn open(&self, message: &Message<'_>, associated_data: &[u8]) -> Result<Plaintext, Flaw> {
         message.open(self.key.material.secret(), associated_data)
+    }
+
+    /// Opens each of `messages` with its associated data.
+    pub fn open_each(&self, messages: &[(&Message<'_>, &[u8])]) -> Vec<Result<Plaintext, Flaw>> {
+        message::open_each(self.key.material.secret(), messages)
     }
 
     /// Begins to open `message`, of which the header is whole at least: proves that.

@@ -21,13 +21,28 @@ impl Keys {
     /// (message format, section 3).
     pub(super) fn derive(data_key: &Secret<DATA_KEY>, message_id: &[u8; MESSAGE_ID]) -> Self {
         let prk = kdf::extract(message_id, data_key);
+        Self::new([prk.expand(CONTENT), prk.expand(COMMIT)])
+    }
+
+    /// As [`Keys::derive`], of several messages; fastest of [`kdf::SIDE_BY_SIDE`].
+    pub(super) fn derive_each(
+        data_key: &Secret<DATA_KEY>,
+        message_ids: &[[u8; MESSAGE_ID]],
+    ) -> impl Iterator<Item = Self> {
+        let derived = kdf::derive(message_ids, data_key, &[CONTENT, COMMIT]);
+        derived.into_iter().map(Self::new)
+    }
+
+    fn new([content, commitment]: [Secret<32>; 2]) -> Self {
         Self {
-            content: aead::Key::new(&prk.expand(b"\x04\x78DERIVEKEY")),
-            commitment: prk.expand(b"COMMITKEY"),
+            content: aead::Key::new(&content),
+            commitment,
         }
     }
 }
 
+const CONTENT: &[u8] = b"\x04\x78DERIVEKEY";
+const COMMIT: &[u8] = b"COMMITKEY";
 /// The length of a data key, in bytes.
 pub(super) const DATA_KEY: usize = 32;
 /// The length of a message id, in bytes.

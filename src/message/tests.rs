@@ -1,6 +1,7 @@
 //! The codec as a whole: frozen answers, every changed byte, every length around a frame.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -81,7 +82,7 @@ fn envelope() -> Envelope {
 
 fn sealed(frame_length: u32, associated_data: &[u8], plaintext: &[u8]) -> Vec<u8> {
     seal_with(
-        &data_key(1),
+        &Keys::derive(&data_key(1), &[7; MESSAGE_ID]),
         &envelope(),
         &[7; MESSAGE_ID],
         FrameLength::new(frame_length).expect("in bounds"),
@@ -108,13 +109,12 @@ fn frozen_messages_are_sealed_and_opened_to_the_byte() {
         );
 
         let data_key = Secret::copied(&unhex(&frozen.data_key)).expect("32 bytes");
+        let id = unhex(&frozen.message_id);
+        let id = id.as_slice().try_into().expect("32 bytes");
         let message = seal_with(
-            &data_key,
+            &Keys::derive(&data_key, id),
             &frozen.envelope(),
-            unhex(&frozen.message_id)
-                .as_slice()
-                .try_into()
-                .expect("32 bytes"),
+            id,
             FrameLength::new(frozen.frame_length).expect("in bounds"),
             frozen.associated_data.as_bytes(),
             frozen.plaintext.as_bytes(),
@@ -284,7 +284,7 @@ fn frames_stay_in_their_place() {
     );
 
     let other = seal_with(
-        &data_key(1),
+        &Keys::derive(&data_key(1), &[8; MESSAGE_ID]),
         &envelope(),
         &[8; MESSAGE_ID],
         FrameLength::new(16).expect("in bounds"),
@@ -368,6 +368,39 @@ fn single_block(nonce: &[u8; 12], plaintext: &[u8]) -> Vec<u8> {
     let mut content = plaintext.to_vec();
     let tag = keys.content.seal_in_place(nonce, &additional, &mut content);
     [message.as_slice(), nonce, &length, &content, &tag.0].concat()
+}
+
+#[test]
+fn each_of_several_is_as_one_alone() {
+    let key = data_key(1);
+    let names = (0..20).map(|text| format!("record-{text}"));
+    let names: Vec<String> = names.collect();
+    for count in 0..names.len() {
+        let (names, _) = names.split_at(count);
+        let texts = names.iter().map(|name| (name.as_bytes(), &b"same"[..]));
+        let texts: Vec<_> = texts.collect();
+        let sealed = seal_each(&key, &envelope(), &texts).expect("randomness");
+        assert_eq!(sealed.len(), count);
+        let parsed = sealed.iter().map(|bytes| Message::parse(bytes));
+        let parsed: Vec<_> = parsed.map(|parsed| parsed.expect("a message")).collect();
+        let ids: BTreeSet<_> = parsed.iter().map(|one| one.header.message_id).collect();
+        assert_eq!(ids.len(), count);
+
+        let bound = parsed.iter().zip(&texts);
+        let mut bound: Vec<_> = bound.map(|(message, text)| (message, text.0)).collect();
+        for ((message, associated_data), opened) in bound.iter().zip(open_each(&key, &bound)) {
+            assert_eq!(opened.expect("its own data").as_slice(), b"same");
+            let alone = message.open(&key, associated_data);
+            assert_eq!(alone.expect("the same way").as_slice(), b"same");
+        }
+        // What is wrong with one is not wrong with its neighbors.
+        if let Some((_, associated_data)) = bound.get_mut(count / 2) {
+            *associated_data = b"another's";
+        }
+        for (place, opened) in open_each(&key, &bound).into_iter().enumerate() {
+            assert_eq!(opened.is_ok(), place != count / 2, "{place} of {count}");
+        }
+    }
 }
 
 proptest! {

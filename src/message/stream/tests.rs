@@ -25,7 +25,7 @@ fn frame_length(bytes: u32) -> FrameLength {
 
 fn whole(length: u32, plaintext: &[u8]) -> Vec<u8> {
     super::super::seal_with(
-        &data_key(),
+        &Keys::derive(&data_key(), &[7; MESSAGE_ID]),
         &envelope(),
         &[7; MESSAGE_ID],
         frame_length(length),
