@@ -164,7 +164,6 @@ impl Call<'_> {
         items: &[(usize, Plain)],
     ) -> (Group, Vec<Result<Done<Vec<u8>>, Error>>) {
         let mut outcomes = Vec::with_capacity(group.items.len());
-        let mut stride = Stride::default();
         let mut sealed = 0;
         while outcomes.len() < group.items.len() {
             let (_, sizes) = group.sizes.split_at(outcomes.len());
@@ -180,25 +179,27 @@ impl Call<'_> {
             let version = Arc::clone(reserved.version());
             self.note_shared_key(&reserved.source, &version);
             // The rest needs another reservation.
-            let (places, _) = places.split_at(places.len().min(reserved.messages()));
-            for places in places.chunks(SIDE_BY_SIDE) {
-                let texts: Vec<(&[u8], &[u8])> = places
-                    .iter()
-                    .filter_map(|place| items.get(*place))
-                    .map(|(_, item)| (&*item.to.associated_data, &*item.plaintext))
-                    .collect();
+            let counted = places.len().min(reserved.messages());
+            let (mut places, _) = places.split_at(counted);
+            let (mut sizes, _) = sizes.split_at(counted);
+            while !places.is_empty() {
+                let (now, later) = places.split_at(stride(sizes));
+                let texts = now.iter().filter_map(|place| items.get(*place));
+                let texts = texts.map(|(_, item)| (&*item.to.associated_data, &*item.plaintext));
+                let texts: Vec<(&[u8], &[u8])> = texts.collect();
                 match reserved.seal_each(&texts) {
                     Ok(messages) => {
                         let done = |message| Ok(group.done(&version, message));
                         outcomes.extend(messages.into_iter().map(done));
+                        sealed += texts.iter().map(|(_, text)| text.len()).sum::<usize>();
                     }
                     Err(error) => {
-                        outcomes.extend(places.iter().map(|_| Err(no_randomness(&error))))
+                        outcomes.extend(now.iter().map(|_| Err(no_randomness(&error))));
                     }
                 }
-                let length = texts.iter().map(|(_, plaintext)| plaintext.len()).sum();
-                sealed += length;
-                stride.after(places.len(), length).await;
+                (_, sizes) = sizes.split_at(now.len());
+                places = later;
+                tokio::task::yield_now().await;
             }
         }
         self.note_more_plaintext(sealed);
@@ -279,11 +280,12 @@ impl Call<'_> {
         };
         let version = Arc::clone(opener.version());
         self.note_shared_key(&opener.source, &version);
-        let mut stride = Stride::default();
         let mut opened = 0;
         let members: Vec<(&Message<'_>, &[u8])> = members().collect();
-        for members in members.chunks(SIDE_BY_SIDE) {
-            for outcome in opener.open_each(members) {
+        let (mut members, mut sizes) = (members.as_slice(), group.sizes.as_slice());
+        while !members.is_empty() {
+            let (now, later) = members.split_at(stride(sizes));
+            for outcome in opener.open_each(now) {
                 outcomes.push(match outcome {
                     Ok(plaintext) => {
                         opened += plaintext.len();
@@ -292,11 +294,9 @@ impl Call<'_> {
                     Err(flaw) => Err(flaw.into()),
                 });
             }
-            let length = members
-                .iter()
-                .map(|(message, _)| message.body().len())
-                .sum();
-            stride.after(members.len(), length).await;
+            (_, sizes) = sizes.split_at(now.len());
+            members = later;
+            tokio::task::yield_now().await;
         }
         self.note_more_plaintext(opened);
         (group, outcomes)
@@ -419,20 +419,18 @@ impl<'i> Groups<'i> {
     }
 }
 
-/// Lets other tasks run now and then.
-#[derive(Default)]
-struct Stride {
-    done: usize,
-}
-
-impl Stride {
-    /// After `items` of `length` bytes together.
-    async fn after(&mut self, items: usize, length: usize) {
-        self.done += length + items * PER_ITEM;
-        if self.done >= STRIDE {
-            self.done = 0;
-            tokio::task::yield_now().await;
-        }
+/// How many items of these `sizes` in bytes to work on before other tasks run: of those that are
+/// not large as many as are fastest together.
+fn stride(sizes: &[u64]) -> usize {
+    let mut done = 0;
+    let within = |size: &&u64| {
+        done += *size + PER_ITEM;
+        done <= STRIDE
+    };
+    match sizes.iter().take_while(within).count() {
+        0 => sizes.len().min(1),
+        few if few < SIDE_BY_SIDE || few == sizes.len() => few,
+        many => many - many % SIDE_BY_SIDE,
     }
 }
 
@@ -498,7 +496,24 @@ pub const MAX_ITEMS: usize = 1000;
 const AT_ONCE: usize = 16;
 /// Most names of context pairs in the record.
 const MOST_NAMES: usize = 64;
-/// What others may have to wait for, in bytes: some 0.2 ms.
-const STRIDE: usize = 64 << 10;
+/// What others may have to wait for, in bytes: some 0.1 ms.
+const STRIDE: u64 = 64 << 10;
 /// What an item costs beside its bytes, in bytes.
-const PER_ITEM: usize = 1 << 10;
+const PER_ITEM: u64 = 1 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stride_is_short_and_never_empty() {
+        assert_eq!(stride(&[]), 0);
+        assert_eq!(stride(&[1 << 20]), 1);
+        assert_eq!(stride(&[1 << 20; 3]), 1);
+        assert_eq!(stride(&[20 << 10; 9]), 3);
+        assert_eq!(stride(&[5 << 10; 10]), 10);
+        assert_eq!(stride(&[5 << 10; 11]), 8);
+        assert_eq!(stride(&[0; 1000]), 64);
+        assert_eq!(stride(&[1, 1, 1 << 20]), 2);
+    }
+}
