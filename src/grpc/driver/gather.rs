@@ -2,7 +2,7 @@
 //!
 //! h2 flushes after every DATA frame of 256 bytes and more, which is a TLS record and a system call
 //! for each answer. Here what it writes gathers, and the connection's own task sends it at the end
-//! of its turn.
+//! of its turn. There are plaintexts in it, which are wiped as soon as they are sent.
 
 use std::io;
 use std::io::IoSlice;
@@ -19,11 +19,14 @@ use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
 
+use crate::crypto::Plaintext;
+use crate::crypto::plaintext::wipe;
+
 /// `io` in two halves: what hyper reads and writes, and what sends.
 pub(super) fn gather<IO>(io: IO) -> (Gathered<IO>, Outlet<IO>) {
     let shared = Arc::new(Mutex::new(Shared {
         io,
-        out: Vec::new(),
+        out: Plaintext::default(),
         sent: 0,
         unsent: false,
     }));
@@ -40,7 +43,8 @@ pub(super) struct Outlet<IO>(Arc<Mutex<Shared<IO>>>);
 /// Both halves are polled by the connection's task alone, so the lock is never contended.
 struct Shared<IO> {
     io: IO,
-    out: Vec<u8>,
+    out: Plaintext,
+    /// How many bytes of `out` are sent: those are zeros, and so is what it holds beyond its length.
     sent: usize,
     /// Something was written since the last flush that came to its end.
     unsent: bool,
@@ -59,11 +63,18 @@ impl<IO: AsyncWrite + Unpin> Shared<IO> {
         if !self.unsent {
             return Poll::Ready(Ok(()));
         }
-        while let Some(rest) = self.out.get(self.sent..).filter(|rest| !rest.is_empty()) {
-            match ready!(Pin::new(&mut self.io).poll_write(cx, rest))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written => self.sent += written,
+        while let Some(rest) = self
+            .out
+            .get_mut(self.sent..)
+            .filter(|rest| !rest.is_empty())
+        {
+            let written = ready!(Pin::new(&mut self.io).poll_write(cx, rest))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
+            let (sent, _) = rest.split_at_mut(written);
+            wipe(sent);
+            self.sent += written;
         }
         // A connection with little to say keeps little memory; one that is busy would only have it
         // made anew, and grown step by step.
@@ -112,12 +123,13 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Gathered<IO> {
     ) -> Poll<io::Result<usize>> {
         let mut shared = lock(&self.0);
         ready!(shared.poll_room(cx))?;
-        let before = shared.out.len();
+        let length = slices.iter().map(|slice| slice.len()).sum();
+        shared.out.reserve(length);
         for slice in slices {
             shared.out.extend_from_slice(slice);
         }
         shared.unsent = true;
-        Poll::Ready(Ok(shared.out.len() - before))
+        Poll::Ready(Ok(length))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -245,6 +257,22 @@ mod tests {
         }
         server.await.unwrap();
         assert!(heard == expected, "{} bytes arrived", heard.len());
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_is_wiped_while_the_rest_waits() {
+        let (near, mut far) = duplex(100);
+        let (mut io, outlet) = gather(Counted(near, Arc::default()));
+        io.write_all(&[7; 250]).await.unwrap();
+        let mut heard = [0; 100];
+        for sent in [100, 200] {
+            let all = poll_fn(|cx| Poll::Ready(outlet.poll_send(cx))).await;
+            assert!(all.is_pending());
+            let kept = lock(&outlet.0).out.iter().position(|byte| *byte != 0);
+            assert_eq!(kept, Some(sent));
+            far.read_exact(&mut heard).await.unwrap();
+            assert_eq!(heard, [7; 100]);
+        }
     }
 
     #[tokio::test]
