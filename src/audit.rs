@@ -4,10 +4,10 @@
 //! AWS CloudTrail never sees a cache hit, so these records are the only witness of most uses of a
 //! key. They hold names, sizes and reasons; never content, and never the value of a context pair.
 
-mod batch;
 mod id;
 mod json;
 mod output;
+mod queue;
 mod record;
 mod sink;
 mod tally;
@@ -23,8 +23,8 @@ use std::sync::atomic::Ordering;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use self::batch::Ask;
 use self::id::Ids;
+use self::queue::Ask;
 use crate::clock::Clock;
 
 pub use json::Names;

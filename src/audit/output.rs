@@ -8,8 +8,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::audit::batch::Outcome;
-use crate::audit::batch::Pen;
+use crate::audit::queue::Outcome;
+use crate::audit::queue::Pen;
 use crate::clock::Clock;
 use crate::sync::Mutex;
 use crate::sync::lock;

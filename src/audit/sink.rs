@@ -14,14 +14,14 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::audit::batch::Ask;
-use crate::audit::batch::Bounds;
-use crate::audit::batch::Full;
-use crate::audit::batch::Outcome;
-use crate::audit::batch::Queue;
-use crate::audit::batch::Waiting;
 use crate::audit::output::Output;
 use crate::audit::output::Writers;
+use crate::audit::queue::Ask;
+use crate::audit::queue::Bounds;
+use crate::audit::queue::Full;
+use crate::audit::queue::Outcome;
+use crate::audit::queue::Queue;
+use crate::audit::queue::Waiting;
 use crate::clock::System;
 
 /// Where records go.

@@ -23,12 +23,12 @@ use loom::sync::atomic::Ordering;
 use loom::thread;
 use loom::thread::JoinHandle;
 
-#[path = "../../src/audit/batch.rs"]
-mod batch;
 #[path = "../../src/grpc/driver/bell.rs"]
 mod bell;
 #[path = "../../src/datakeys/budget.rs"]
 mod budget;
+#[path = "../../src/audit/queue.rs"]
+mod queue;
 #[path = "records.rs"]
 mod records;
 #[path = "../../src/datakeys/refresh.rs"]

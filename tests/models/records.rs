@@ -16,16 +16,16 @@ use loom::sync::Notify;
 use loom::thread;
 use loom::thread::JoinHandle;
 
-use crate::batch::Ask;
-use crate::batch::Bounds;
-use crate::batch::Full;
-use crate::batch::Outcome;
-use crate::batch::Pen;
-use crate::batch::Queue;
-use crate::batch::Waiting;
 use crate::done;
 use crate::explore;
 use crate::explore_to;
+use crate::queue::Ask;
+use crate::queue::Bounds;
+use crate::queue::Full;
+use crate::queue::Outcome;
+use crate::queue::Pen;
+use crate::queue::Queue;
+use crate::queue::Waiting;
 use crate::scale::scaled;
 
 /// Two append, each asks as it likes; both are told when both are written, once each.
