@@ -67,7 +67,7 @@ impl Output {
         }
     }
 
-    /// Writes the next batch, and settles it. `false` when there is none.
+    /// Writes the next lot, and settles it. `false` when there is none.
     pub(super) fn write(&self, pen: &Pen<'_>) -> bool {
         let mut desk = lock(&self.desk);
         let Desk { out, lines, torn } = &mut *desk;
@@ -88,7 +88,7 @@ impl Output {
                 Outcome::Failed
             }
         });
-        // A usual batch fits; what a stalled sink has heaped up is given back.
+        // A usual lot fits; what a stalled sink has heaped up is given back.
         lines.clear();
         lines.shrink_to(KEPT);
         true

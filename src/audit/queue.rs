@@ -1,4 +1,4 @@
-//! The queue in front of the one who writes: records gather in a batch, which is written at once,
+//! The queue in front of the one who writes: records gather in a lot, which is written at once,
 //! and accepted or failed as a whole (group commit).
 //!
 //! Whoever has the [`Pen`] writes, when asked to. [`Queue::append`] asks at once or leaves it to
@@ -46,7 +46,7 @@ pub(super) struct Bounds {
     pub(super) lines: usize,
     /// When their bytes have reached this, no line is added.
     pub(super) bytes: usize,
-    /// Ticks that a batch has; with the next one it fails.
+    /// Ticks that a lot has; with the next one it fails.
     pub(super) ticks: u64,
 }
 
@@ -63,7 +63,7 @@ pub(super) enum Ask {
 /// No place is free. What is waited for is a place, which others may take first.
 pub(super) struct Full(pub(super) Waiting);
 
-/// What became of a batch.
+/// What became of a lot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// All of it is written.
@@ -77,11 +77,11 @@ struct State {
     bytes: Vec<u8>,
     lines: usize,
     /// Of those lines.
-    open: Batch,
+    open: Lot,
     /// Of the lines that the one with the pen has.
-    writing: Option<Batch>,
+    writing: Option<Lot>,
     /// Of the callers for whose lines there was no place.
-    crowd: Option<Batch>,
+    crowd: Option<Lot>,
     /// Whether what waits shall be written.
     asked: bool,
     /// Whether somebody has the pen.
@@ -97,7 +97,7 @@ struct State {
 }
 
 /// Some who wait for one outcome.
-struct Batch {
+struct Lot {
     /// The tick at which the first of them came.
     since: u64,
     fate: Arc<Fate>,
@@ -109,7 +109,7 @@ impl Queue {
             state: Mutex::new(State {
                 bytes: Vec::new(),
                 lines: 0,
-                open: Batch::new(0),
+                open: Lot::new(0),
                 writing: None,
                 crowd: None,
                 asked: false,
@@ -128,7 +128,7 @@ impl Queue {
         }
     }
 
-    /// Adds `line` to the open batch, and returns what resolves to the batch's outcome. A line
+    /// Adds `line` to the open lot, and returns what resolves to the lot's outcome. A line
     /// that was added is written even if nobody waits for it.
     ///
     /// # Errors
@@ -142,7 +142,7 @@ impl Queue {
         let full = state.lines >= self.bounds.lines || state.bytes.len() >= self.bounds.bytes;
         let waiting = if full {
             let now = state.now;
-            let crowd = state.crowd.get_or_insert_with(|| Batch::new(now));
+            let crowd = state.crowd.get_or_insert_with(|| Lot::new(now));
             Err(Full(crowd.waiting()))
         } else {
             if state.lines == 0 {
@@ -222,8 +222,8 @@ impl Queue {
         let waiting = [state.writing.take(), state.crowd.take()];
         drop(state);
         open.settle(Outcome::Failed);
-        for batch in waiting.into_iter().flatten() {
-            batch.fate.settle(Outcome::Failed);
+        for lot in waiting.into_iter().flatten() {
+            lot.fate.settle(Outcome::Failed);
         }
         self.close();
     }
@@ -257,13 +257,13 @@ impl Queue {
         let state = &mut *guard;
         state.now += 1;
         let now = state.now;
-        let late = |batch: &mut Batch| now - batch.since > self.bounds.ticks;
+        let late = |lot: &mut Lot| now - lot.since > self.bounds.ticks;
         let open = (state.lines > 0 && late(&mut state.open))
-            .then(|| mem::replace(&mut state.open, Batch::new(now)));
+            .then(|| mem::replace(&mut state.open, Lot::new(now)));
         let overdue = [open, state.writing.take_if(late), state.crowd.take_if(late)];
         drop(guard);
-        for batch in overdue.into_iter().flatten() {
-            batch.fate.settle(Outcome::Failed);
+        for lot in overdue.into_iter().flatten() {
+            lot.fate.settle(Outcome::Failed);
         }
         self.ask_for_rest();
     }
@@ -293,12 +293,12 @@ impl State {
     }
 }
 
-/// The right to write, which one has at a time. Dropped, it is free again; a batch that was not
+/// The right to write, which one has at a time. Dropped, it is free again; a lot that was not
 /// settled has failed then, and the writer is woken for what was asked for meanwhile.
 pub(super) struct Pen<'q>(&'q Queue);
 
 impl Pen<'_> {
-    /// Exchanges `buffer`, whose content is dropped, for the lines of a batch, which is to be
+    /// Exchanges `buffer`, whose content is dropped, for the lines of a lot, which is to be
     /// settled before the next. `false` when nobody has asked for more.
     pub(super) fn take(&self, buffer: &mut Vec<u8>) -> bool {
         buffer.clear();
@@ -310,7 +310,7 @@ impl Pen<'_> {
         self.0.unasked.store(false, Ordering::Relaxed);
         state.lines = 0;
         mem::swap(&mut state.bytes, buffer);
-        let next = Batch::new(state.now);
+        let next = Lot::new(state.now);
         state.writing = Some(mem::replace(&mut state.open, next));
         let crowd = state.crowd.take();
         drop(state);
@@ -320,7 +320,7 @@ impl Pen<'_> {
         true
     }
 
-    /// Tells those who wait for the batch that was taken.
+    /// Tells those who wait for the lot that was taken.
     pub(super) fn settle(&self, outcome: Outcome) {
         let written = lock(&self.0.state).writing.take();
         if let Some(written) = written {
@@ -345,7 +345,7 @@ impl Drop for Pen<'_> {
     }
 }
 
-impl Batch {
+impl Lot {
     fn new(since: u64) -> Self {
         Self {
             since,
@@ -383,10 +383,10 @@ impl Fate {
     }
 }
 
-/// Resolves to the outcome of a batch.
+/// Resolves to the outcome of a lot.
 pub(super) struct Waiting {
     fate: Arc<Fate>,
-    /// Which of the batch's wakers is the one of its last poll.
+    /// Which of the lot's wakers is the one of its last poll.
     waker: Option<usize>,
 }
 

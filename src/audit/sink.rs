@@ -110,7 +110,7 @@ impl Sink {
 
     /// Queues `line`, and returns what waits until it is written. With [`Ask::Now`] it is flushed.
     ///
-    /// The wait ends when the line's batch is as old as [`PATIENCE`] allows; before that, a line for
+    /// The wait ends when the line's lot is as old as [`PATIENCE`] allows; before that, a line for
     /// which there is no place waits as long for one. A line stays queued then: a sink that comes
     /// back takes it, though its call was told that there is no record.
     pub(super) fn write<'s>(
@@ -143,7 +143,7 @@ impl Sink {
         let Some(pen) = self.queue.seize() else {
             return;
         };
-        for _ in 0..BATCHES {
+        for _ in 0..LOTS {
             let written = self.output.write(&pen);
             if !written || !self.output.near() {
                 break;
@@ -233,12 +233,12 @@ const BOUNDS: Bounds = Bounds {
     bytes: 1 << 20,
     ticks: 7,
 };
-/// How often late batches are looked for.
+/// How often late lots are looked for.
 const TICK: Duration = Duration::from_millis(250);
-/// How long a batch has from its first record, at most: the eighth tick ends it.
+/// How long a lot has from its first record, at most: the eighth tick ends it.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Most batches that one flush writes; what others ask for after that is the thread's.
-const BATCHES: usize = 4;
+/// Most lots that one flush writes; what others ask for after that is the thread's.
+const LOTS: usize = 4;
 
 #[cfg(test)]
 mod tests {
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_in_a_write_fails_its_batch_and_no_other() {
+    fn a_panic_in_a_write_fails_its_lot_and_no_other() {
         let taken = Arc::new(Mutex::new(Vec::new()));
         let out = Brittle {
             taken: Arc::clone(&taken),

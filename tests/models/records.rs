@@ -82,10 +82,10 @@ fn who_waits_for_a_place_asks_for_what_takes_it() {
     });
 }
 
-/// A batch is late while the writer is at it: its caller is told one thing or the other, and
-/// accepted only what is written. The next batch is not harmed.
+/// A lot is late while the writer is at it: its caller is told one thing or the other, and
+/// accepted only what is written. The next lot is not harmed.
 #[test]
-fn a_late_batch_and_its_writer_agree() {
+fn a_late_lot_and_its_writer_agree() {
     explore(|| {
         let trail = Trail::new(Bounds { ticks: 0, ..ROOMY });
         let caller = trail.caller(b'1', Ask::Now);
@@ -199,7 +199,7 @@ fn nobody_waits_for_a_dead_writer() {
 #[test]
 fn who_writes_and_who_finds_another_at_it_share_the_work() {
     static SHARED: AtomicBool = AtomicBool::new(false);
-    for batches in [1, 2] {
+    for lots in [1, 2] {
         of_many_steps(move || {
             let trail = Trail::new(ROOMY);
             let callers = [b"12".as_slice(), b"3"].map(|lines| {
@@ -207,7 +207,7 @@ fn who_writes_and_who_finds_another_at_it_share_the_work() {
                 thread::spawn(move || {
                     let waiting: Vec<_> = lines
                         .iter()
-                        .map(|line| trail.hand_over(*line, batches))
+                        .map(|line| trail.hand_over(*line, lots))
                         .collect();
                     for waiting in waiting {
                         assert_eq!(outcome(waiting), Outcome::Accepted);
@@ -217,20 +217,20 @@ fn who_writes_and_who_finds_another_at_it_share_the_work() {
             });
             while let Some(pen) = trail.0.queue.wait() {
                 SHARED.store(true, Ordering::Relaxed);
-                assert_ne!(trail.write_batch(&pen, Outcome::Accepted), 0);
+                assert_ne!(trail.write_lot(&pen, Outcome::Accepted), 0);
             }
             callers.into_iter().for_each(done);
             assert_eq!(trail.written(), b"123");
             let place = |line| trail.in_order().iter().position(|other| *other == line);
-            assert!(place(b'1') < place(b'2'), "a later batch first");
+            assert!(place(b'1') < place(b'2'), "a later lot first");
         });
     }
     assert!(SHARED.load(Ordering::Relaxed), "the writer is never needed");
 }
 
-/// Whoever writes dies of it while another comes along: the batch has failed, the pen is free.
+/// Whoever writes dies of it while another comes along: the lot has failed, the pen is free.
 #[test]
-fn a_pen_that_is_dropped_fails_its_batch_alone() {
+fn a_pen_that_is_dropped_fails_its_lot_alone() {
     explore(|| {
         let trail = Trail::new(ROOMY);
         let first = trail.0.queue.append(b"1", Ask::Later).ok();
@@ -344,19 +344,19 @@ impl Trail {
         let mut done = 0;
         while done < lines {
             let pen = self.0.queue.wait().expect("it is open");
-            done += self.write_batch(&pen, outcome);
+            done += self.write_lot(&pen, outcome);
         }
     }
 
     /// Writes until the queue is closed.
     fn write_to_the_end(&self) {
         while let Some(pen) = self.0.queue.wait() {
-            assert_ne!(self.write_batch(&pen, Outcome::Accepted), 0);
+            assert_ne!(self.write_lot(&pen, Outcome::Accepted), 0);
         }
     }
 
     /// How many lines it was.
-    fn write_batch(&self, pen: &Pen<'_>, outcome: Outcome) -> usize {
+    fn write_lot(&self, pen: &Pen<'_>, outcome: Outcome) -> usize {
         // Held while threads change: another one who writes at the same time fails the model.
         let mut buffer = self.0.desk.try_lock().expect("one writes at a time");
         if !pen.take(&mut buffer) {
@@ -370,12 +370,12 @@ impl Trail {
     }
 
     /// Appends `line`, and writes it if nobody else does. What is asked for meanwhile goes on to
-    /// the writer after so many batches.
-    fn hand_over(&self, line: u8, batches: usize) -> Waiting {
+    /// the writer after so many lots.
+    fn hand_over(&self, line: u8, lots: usize) -> Waiting {
         let waiting = self.0.queue.append(&[line], Ask::Later).ok();
         if let Some(pen) = self.0.queue.seize() {
-            for _ in 0..batches {
-                if self.write_batch(&pen, Outcome::Accepted) == 0 {
+            for _ in 0..lots {
+                if self.write_lot(&pen, Outcome::Accepted) == 0 {
                     break;
                 }
             }
