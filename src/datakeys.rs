@@ -8,6 +8,7 @@
 //!
 //! | file | what it holds |
 //! |---|---|
+//! | `lookup` | the way to a data key: the cache, then KMS |
 //! | `id` | which entry is meant |
 //! | `key`, `budget` | a data key by its direction, and what it may still do |
 //! | `origin` | what data keys under one KMS key have in common: they can be cut off together |
@@ -23,6 +24,7 @@ mod flight;
 mod id;
 mod key;
 mod learn;
+mod lookup;
 mod origin;
 mod probe;
 mod refresh;
@@ -50,25 +52,16 @@ use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::kms;
 use crate::kms::Kms;
-use crate::message::EncryptedDataKey;
 use crate::message::Message;
-use crate::metrics::Lookup;
 use crate::metrics::Metrics;
 use crate::metrics::Retirement;
 use crate::name::KeyName;
 use crate::name::TenantId;
-use crate::policy::Direction;
 use crate::policy::Permit;
 
-use id::Id;
-use key::Reservation;
-use key::Spoiled;
 use origin::Origin;
 use share::Allowance;
-use share::Share;
 use shares::Shares;
-use slot::Entry;
-use upstream::Question;
 use upstream::Upstream;
 use warm::Backlog;
 use warm::Pace;
@@ -174,39 +167,7 @@ impl DataKeys {
     /// # Errors
     /// What KMS answers, when the cache has no key with room.
     pub async fn sealing_several(&self, permit: &Permit, sizes: &[u64]) -> Result<Reserved, Error> {
-        let Some(first) = sizes.first() else {
-            return Err(Error::Bug("a data key for no message"));
-        };
-        let id = Id::sealing(permit.key(), permit.context().serialized());
-        let share = self.upstream.shares.of(permit.tenant());
-        if *first > permit.key().limits().max_bytes {
-            return self.single_use(&share, permit, id).await;
-        }
-        if let Some(reserved) = self.cached_sealing(&share, permit, &id, sizes)? {
-            return Ok(reserved);
-        }
-        loop {
-            let question = sealing_question(&share, permit, id);
-            let (key, source) = self.upstream.sealing(question).await?;
-            // What landed is used itself: a full share may have refused to keep it.
-            let now = self.upstream.clock.now();
-            match key.reserve(permit, now, sizes) {
-                Ok((messages, Reservation::Fresh | Reservation::Stale)) => {
-                    self.count(&share, &source, messages);
-                    return Ok(Reserved {
-                        key,
-                        messages,
-                        source,
-                    });
-                }
-                Err(Spoiled::Mistaken) => return Err(MISTAKEN),
-                Err(Spoiled::Spent(Retirement::Age)) if matches!(source, Source::Miss(_)) => {
-                    return Err(too_late());
-                }
-                // Those who waited as well have used it up, or it was cut off on its way.
-                Err(Spoiled::Spent(why)) => retire_sealing(&share, &id, &key, why),
-            }
-        }
+        self.reserved(permit, sizes).await
     }
 
     /// The data key of `message`, from the cache or unwrapped by KMS under one of the permitted
@@ -336,207 +297,4 @@ impl DataKeys {
         upstream.metrics.cache_size(entries, bytes);
         upstream.sweep(now);
     }
-
-    async fn unwrapped(
-        &self,
-        permit: &Permit,
-        wrapped: &[EncryptedDataKey],
-        messages: usize,
-    ) -> Result<Opener, Error> {
-        let share = self.upstream.shares.of(permit.tenant());
-        let mut last = Error::NoWrappedKey;
-        for wrapped in wrapped {
-            let Some((version, kms_key)) = permit.key().kms().unwrapper(wrapped) else {
-                continue;
-            };
-            let id = Id::opening(permit.key(), permit.context().serialized(), wrapped);
-            if let Some(opener) = self.cached_opening(&share, permit, &id, messages)? {
-                return Ok(opener);
-            }
-            let question = || Question {
-                origin: share.origin(permit.key(), version, kms_key),
-                share: Arc::clone(&share),
-                id,
-                direction: Direction::Open,
-                context: permit.context().clone(),
-            };
-            match self.fetch_opening(question, wrapped, messages).await {
-                Ok(opener) => return Ok(opener),
-                // Another Region may still answer; a refusal is an answer.
-                Err(Error::Kms(error @ (kms::Error::Throttled | kms::Error::Unavailable(_)))) => {
-                    last = error.into()
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Err(last)
-    }
-
-    fn cached_sealing(
-        &self,
-        share: &Arc<Share>,
-        permit: &Permit,
-        id: &Id,
-        sizes: &[u64],
-    ) -> Result<Option<Reserved>, Error> {
-        let Some(slot) = share.sealing(id) else {
-            return Ok(None);
-        };
-        let now = self.upstream.clock.now();
-        let Some(key) = slot.of_use(now) else {
-            return Ok(None);
-        };
-        let (messages, source) = match key.reserve(permit, now, sizes) {
-            Ok((messages, Reservation::Fresh)) => (messages, Source::Hit),
-            Ok((messages, Reservation::Stale)) => {
-                self.upstream.refresh(share, &slot, &key);
-                (messages, Source::Stale)
-            }
-            Err(Spoiled::Mistaken) => return Err(MISTAKEN),
-            Err(Spoiled::Spent(why)) => {
-                share.retire(&Entry::Sealing(slot), why);
-                return Ok(None);
-            }
-        };
-        self.count(share, &source, messages);
-        Ok(Some(Reserved {
-            key,
-            messages,
-            source,
-        }))
-    }
-
-    fn cached_opening(
-        &self,
-        share: &Share,
-        permit: &Permit,
-        id: &Id,
-        messages: usize,
-    ) -> Result<Option<Opener>, Error> {
-        let Some(slot) = share.opening(id) else {
-            return Ok(None);
-        };
-        let now = self.upstream.clock.now();
-        let Some(key) = slot.of_use(now) else {
-            return Ok(None);
-        };
-        if !key.origin().is_of(permit.key()) {
-            return Err(MISTAKEN);
-        }
-        if let Some(why) = key.ended(now) {
-            share.retire(&Entry::Opening(slot), why);
-            return Ok(None);
-        }
-        let source = Source::Hit;
-        self.count(share, &source, messages);
-        Ok(Some(Opener { key, source }))
-    }
-
-    async fn fetch_opening(
-        &self,
-        question: impl Fn() -> Question,
-        wrapped: &EncryptedDataKey,
-        messages: usize,
-    ) -> Result<Opener, Error> {
-        loop {
-            let question = question();
-            let (share, id) = (Arc::clone(&question.share), question.id);
-            let (key, source) = self.upstream.opening(question, wrapped.clone()).await?;
-            match key.ended(self.upstream.clock.now()) {
-                None => {
-                    self.count(&share, &source, messages);
-                    return Ok(Opener { key, source });
-                }
-                Some(Retirement::Age) if matches!(source, Source::Miss(_)) => {
-                    return Err(too_late());
-                }
-                // It was cut off on its way, or somebody else's answer was too late.
-                Some(why) => retire_opening(&share, &id, &key, why),
-            }
-        }
-    }
-
-    /// A message beyond the limit of bytes has a data key of its own, used once.
-    async fn single_use(
-        &self,
-        share: &Arc<Share>,
-        permit: &Permit,
-        id: Id,
-    ) -> Result<Reserved, Error> {
-        loop {
-            let question = sealing_question(share, permit, id);
-            let (sealing, request_id) = self.upstream.single_use(&question).await?;
-            match sealing.ended(self.upstream.clock.now()) {
-                None => {
-                    let source = Source::Miss(request_id);
-                    self.count(share, &source, 1);
-                    return Ok(Reserved {
-                        key: Arc::new(sealing),
-                        messages: 1,
-                        source,
-                    });
-                }
-                Some(Retirement::Age) => return Err(too_late()),
-                // It was cut off on its way.
-                Some(_) => {}
-            }
-        }
-    }
-
-    /// Counts a look-up that served `messages`: each is one that a caller alone would have made.
-    fn count(&self, share: &Share, source: &Source, messages: usize) {
-        let (first, others) = match source {
-            Source::Coalesced => (Lookup::Coalesced, Lookup::Coalesced),
-            Source::Hit => (Lookup::Hit, Lookup::Hit),
-            Source::Miss(_) => (Lookup::Miss, Lookup::Coalesced),
-            Source::Stale => (Lookup::Stale, Lookup::Stale),
-        };
-        let messages = u64::try_from(messages).unwrap_or(u64::MAX);
-        let metrics = &self.upstream.metrics;
-        metrics.lookup(first);
-        if messages > 1 {
-            metrics.lookups_of(others, messages - 1);
-        }
-        share.tally.avoided(match first {
-            Lookup::Miss => messages - 1,
-            Lookup::Coalesced | Lookup::Hit | Lookup::Stale => messages,
-        });
-    }
 }
-
-fn sealing_question(share: &Arc<Share>, permit: &Permit, id: Id) -> Question {
-    let key = permit.key();
-    let binding = key.kms();
-    Question {
-        origin: share.origin(key, binding.primary_version(), binding.primary()),
-        share: Arc::clone(share),
-        id,
-        direction: Direction::Seal,
-        context: permit.context().clone(),
-    }
-}
-
-/// Takes `key` out of the entry `id`, if it is still there.
-fn retire_sealing(share: &Share, id: &Id, key: &Arc<SealingKey>, why: Retirement) {
-    if let Some(slot) = share.sealing(id)
-        && slot.key().is_some_and(|current| Arc::ptr_eq(&current, key))
-    {
-        share.retire(&Entry::Sealing(slot), why);
-    }
-}
-
-/// As [`retire_sealing`].
-fn retire_opening(share: &Share, id: &Id, key: &Arc<OpeningKey>, why: Retirement) {
-    if let Some(slot) = share.opening(id)
-        && slot.key().is_some_and(|current| Arc::ptr_eq(&current, key))
-    {
-        share.retire(&Entry::Opening(slot), why);
-    }
-}
-
-/// The machine slept while KMS was asked.
-fn too_late() -> Error {
-    kms::Error::Unavailable("the answer came too late".into()).into()
-}
-
-const MISTAKEN: Error = Error::Bug("a data key under another one's identity");
