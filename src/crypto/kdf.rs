@@ -1,7 +1,7 @@
 //! Key derivation: HKDF-SHA-512, and the only file that names the crates behind it.
 //!
 //! RustCrypto derives here: for a few hundred bytes AWS-LC's set-up costs more than its hashing
-//! saves. AWS-LC is the oracle in the tests. Where many keys are derived at once, [`derive`] does so
+//! saves. AWS-LC is the oracle in the tests. Where many keys are derived at once, [`derive()`] does so
 //! in a third of the time on processors that have the vectors for it.
 
 mod wide;
@@ -60,9 +60,9 @@ pub fn derive<const I: usize>(
     derived
 }
 
-/// How many salts [`derive`] works on at once.
+/// How many salts [`derive()`] works on at once.
 pub const SIDE_BY_SIDE: usize = wide::LANES;
-/// The length of a salt for [`derive`], in bytes.
+/// The length of a salt for [`derive()`], in bytes.
 pub const SALT: usize = 32;
 /// From so many salts on the vectors pay, lanes that stay empty included.
 const WORTH_IT: usize = 3;
