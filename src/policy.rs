@@ -98,11 +98,15 @@ impl Policy {
         let name = name.or(named.as_ref()).ok_or(Mismatch::NoKey)?;
         let (key, rule) = self.allow(caller, action, Direction::Open, name, |_| header.pairs())?;
         self.check_own(&key, own)?;
-        EncryptionContext::new(own.iter().map(text)).map_err(|error| unfit(own, error))?;
-        if named.as_ref() != Some(key.name()) {
-            return Err(Mismatch::Key.into());
+        let checked = match named.as_ref() == Some(key.name()) {
+            true => self.check_header(&key, caller, header, own),
+            false => Err(Mismatch::Key),
+        };
+        if let Err(mismatch) = checked {
+            // Pairs that a header holds are sound; of others the caller is told what they are not.
+            EncryptionContext::new(own.iter().map(text)).map_err(|error| unfit(own, error))?;
+            return Err(mismatch.into());
         }
-        self.check_header(&key, caller, header, own)?;
         Ok(Permit {
             context: header.clone(),
             key,

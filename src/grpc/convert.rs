@@ -61,7 +61,7 @@ impl Encrypt {
     pub(super) fn respond(verified: [Verified; 2], sealed: Sealed) -> pb::EncryptResponse {
         Self::response(
             verified,
-            sealed.name.to_string(),
+            String::from(&sealed.name),
             &sealed.version,
             sealed.ciphertext,
         )
@@ -138,7 +138,7 @@ impl Decrypt {
     pub(super) fn respond(verified: [Verified; 2], opened: Opened) -> pb::DecryptResponse {
         Self::response(
             verified,
-            opened.name.to_string(),
+            String::from(&opened.name),
             &opened.version,
             opened.plaintext,
         )
@@ -275,9 +275,9 @@ impl ReEncrypt {
         let [source, source_associated_data, destination_associated_data] = verified;
         let (ciphertext, ciphertext_crc32c) = summed(sealed.ciphertext);
         pb::ReEncryptResponse {
-            source_name: opened.name.to_string(),
+            source_name: String::from(&opened.name),
             source_key_version: opened.version.name.to_string(),
-            destination_name: sealed.name.to_string(),
+            destination_name: String::from(&sealed.name),
             destination_key_version: sealed.version.name.to_string(),
             ciphertext,
             ciphertext_crc32c,
@@ -349,7 +349,7 @@ impl GenerateDataKey {
         let (plaintext, plaintext_crc32c) = secret(plaintext);
         let (ciphertext, ciphertext_crc32c) = summed(sealed.ciphertext);
         pb::GenerateDataKeyResponse {
-            name: sealed.name.to_string(),
+            name: String::from(&sealed.name),
             key_version: sealed.version.name.to_string(),
             plaintext,
             plaintext_crc32c,
@@ -365,7 +365,7 @@ impl GenerateDataKey {
     ) -> pb::GenerateDataKeyWithoutPlaintextResponse {
         let (ciphertext, ciphertext_crc32c) = summed(sealed.ciphertext);
         pb::GenerateDataKeyWithoutPlaintextResponse {
-            name: sealed.name.to_string(),
+            name: String::from(&sealed.name),
             key_version: sealed.version.name.to_string(),
             ciphertext,
             ciphertext_crc32c,
