@@ -147,8 +147,9 @@ async fn together(
         Ok(data) => data,
         Err(other) => return Ok(other),
     };
-    // Not by a length alone that the peer announces.
-    let mut whole = BytesMut::with_capacity(length.min(AHEAD));
+    // Not by a length alone that the peer announces. Twice that, because the codec wants room for a
+    // whole message when it has read the prefix, and without it moves all that is here.
+    let mut whole = BytesMut::with_capacity(length.saturating_mul(2).min(AHEAD));
     whole.extend_from_slice(&data);
     drop(data);
     while whole.len() < length
@@ -175,7 +176,7 @@ fn announced(data: &[u8]) -> usize {
 /// What stands before a gRPC message, in bytes.
 const PREFIX: usize = 5;
 /// How much is allocated before it is there, in bytes.
-const AHEAD: usize = 64 << 10;
+const AHEAD: usize = 256 << 10;
 /// The room of a connection for large calls, in bytes: the largest batch and its answer.
 const WHOLE: usize = 8 << 20;
 /// A call that needs no more than this, in bytes, takes no place.
