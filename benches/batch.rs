@@ -64,37 +64,56 @@ async fn run() -> ExitCode {
             .arg(stage.config()),
     );
     let client = Client::connect(server.address(), stage.folder(), Shape::USUAL).await;
+    let few = Client::connect(server.address(), stage.folder(), FEW).await;
     let mut trail = Trail::new(stage.audit());
     let (encrypt, decrypt) = calls::of(&client, SIZE).await;
     let encrypts = encrypt_batch(&client, &encrypt).await;
     let decrypts = decrypt_batch(&client, &decrypt).await;
 
     let mut excess = Vec::new();
-    println!("call      unary µs    item µs      ratio");
-    for (name, figure, unary, batch) in [
-        ("encrypt", "item_cpu_ratio", &encrypt, &encrypts),
-        ("decrypt", "decrypt_item_cpu_ratio", &decrypt, &decrypts),
+    println!("call      unary µs    item µs      ratio    deep µs      ratio");
+    for (name, figure, deep_figure, unary, batch) in [
+        (
+            "encrypt",
+            "item_cpu_ratio",
+            "deep_item_cpu_ratio",
+            &encrypt,
+            &encrypts,
+        ),
+        (
+            "decrypt",
+            "decrypt_item_cpu_ratio",
+            "deep_decrypt_item_cpu_ratio",
+            &decrypt,
+            &decrypts,
+        ),
     ] {
+        let ways = [
+            (&client, unary, 1),
+            (&few, batch, ITEMS),
+            (&client, batch, ITEMS),
+        ];
         let mut rounds = Vec::new();
         for round in 0..=ROUNDS {
-            let mut cpu = [0.0; 2];
-            // Who goes first changes: what one leaves behind must not weigh on the other alone.
-            for turn in [round % 2, 1 - round % 2] {
-                let (call, items) = [(unary, 1), (batch, ITEMS)][turn];
-                let measured = Round::measure(&server, &client, call, span(USUAL_SPAN)).await;
-                cpu[turn] = measured.cpu_us() / items as f64;
+            let mut cpu = [0.0; 3];
+            // Who goes first changes: what one leaves behind must not weigh on another alone.
+            for turn in 0..ways.len() {
+                let way = (round + turn) % ways.len();
+                let (client, call, items) = ways[way];
+                let measured = Round::measure(&server, client, call, span(USUAL_SPAN)).await;
+                cpu[way] = measured.cpu_us() / items as f64;
                 trail.drain();
             }
             // The first is for warming up.
             if round > 0 {
-                rounds.push((cpu[0], cpu[1], cpu[1] / cpu[0]));
+                rounds.push(cpu);
             }
         }
-        let alone = median(rounds.iter().map(|round| round.0));
-        let item = median(rounds.iter().map(|round| round.1));
-        let ratio = median(rounds.iter().map(|round| round.2));
-        println!("{name:8} {alone:9.2} {item:10.2} {ratio:10.3}");
-        figures::record("batch", [(figure, ratio)]);
+        let [alone, item, deep] = [0, 1, 2].map(|way| median(rounds.iter().map(|cpu| cpu[way])));
+        let [ratio, deep_ratio] =
+            [1, 2].map(|way| median(rounds.iter().map(|cpu| cpu[way] / cpu[0])));
+        println!("{name:8} {alone:9.2} {item:10.2} {ratio:10.3} {deep:10.2} {deep_ratio:10.3}");
+        figures::record("batch", [(figure, ratio), (deep_figure, deep_ratio)]);
         let micros: &'static str = format!("{name}_item_cpu_us").leak();
         figures::record("batch", [(micros, item)]);
         if ratio > RATIO_BOUND {
@@ -169,6 +188,11 @@ async fn decrypt_batch(client: &Client, unary: &Call) -> Call {
     call
 }
 
+/// As many connections as usual, and on each one batch after the other.
+const FEW: Shape = Shape {
+    connections: 4,
+    in_flight: 1,
+};
 /// Bytes of plaintext.
 const SIZE: usize = 1 << 10;
 /// Items of a batch.
@@ -176,5 +200,5 @@ const ITEMS: usize = 100;
 /// The most that an item may cost, in calls of its own.
 const RATIO_BOUND: f64 = 0.2;
 const ROUNDS: usize = 21;
-/// Short, and often. Two calls, two ways, 21 rounds and one of warming up: about 45 seconds.
+/// Short, and often. Two calls, three ways, 21 rounds and one of warming up: about 70 seconds.
 const USUAL_SPAN: Duration = Duration::from_millis(500);
