@@ -5,8 +5,9 @@
 //! name, the context and the policy of the call. So items that are equal in these share a permit,
 //! by reference: they are a group, and reserve or look up their data key together.
 
+mod groups;
+
 use std::collections::BTreeSet;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -17,14 +18,15 @@ use crate::audit::Tally;
 use crate::broker::Binding;
 use crate::broker::Call;
 use crate::broker::PLAIN;
-use crate::broker::Pairs;
+use crate::broker::batch::groups::Alike;
+use crate::broker::batch::groups::Group;
+use crate::broker::batch::groups::Groups;
 use crate::broker::bound;
 use crate::broker::bounded;
 use crate::broker::invalid;
 use crate::broker::no_randomness;
 use crate::broker::refusal;
 use crate::crypto::Plaintext;
-use crate::datakeys;
 use crate::datakeys::Version;
 use crate::error::Error;
 use crate::message::Message;
@@ -32,7 +34,6 @@ use crate::message::SIDE_BY_SIDE;
 use crate::name::KeyName;
 use crate::policy;
 use crate::policy::Action;
-use crate::policy::Permit;
 
 /// A plaintext among several.
 pub struct Plain {
@@ -326,98 +327,6 @@ impl Call<'_> {
 
 /// A place for the answer of each item.
 type Slots<T> = Vec<Option<Answer<T>>>;
-
-/// Items under one permit.
-struct Group {
-    permit: Permit,
-    /// The key's full name.
-    key: Arc<str>,
-    /// Which items, at least one, in order.
-    items: Vec<usize>,
-    /// Their sizes, in bytes.
-    sizes: Vec<u64>,
-}
-
-impl Group {
-    fn done<T>(&self, version: &Arc<Version>, content: T) -> Done<T> {
-        Done {
-            name: Arc::clone(&self.key),
-            version: Arc::clone(version),
-            content,
-        }
-    }
-
-    fn failed(&self, error: &datakeys::Error) -> Error {
-        Error::of_data_key(error.clone(), self.permit.key().owner())
-    }
-}
-
-/// What a permit depends on, within one call.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Alike<'i> {
-    name: &'i str,
-    own: &'i Pairs,
-    /// Of a message to open; nothing to seal.
-    claims: &'i [u8],
-}
-
-impl<'i> Alike<'i> {
-    fn of(binding: &'i Binding, claims: &'i [u8]) -> Self {
-        Self {
-            name: &binding.name,
-            own: &binding.context,
-            claims,
-        }
-    }
-}
-
-/// The groups so far.
-#[derive(Default)]
-struct Groups<'i> {
-    all: Vec<Group>,
-    known: HashMap<Alike<'i>, usize>,
-    /// Most items are like the one before.
-    latest: Option<(Alike<'i>, usize)>,
-}
-
-impl<'i> Groups<'i> {
-    /// Puts the item `place` of `length` bytes into the group of those like it, or into one of its
-    /// own with a permit from `authorize`.
-    fn admit(
-        &mut self,
-        place: usize,
-        length: usize,
-        alike: Alike<'i>,
-        authorize: impl FnOnce() -> Result<Permit, Error>,
-    ) -> Result<(), Error> {
-        let size = u64::try_from(length).map_err(|_| Error::Bug("a length over u64".into()))?;
-        let known = match self.latest {
-            Some((latest, group)) if latest == alike => Some(group),
-            Some(_) | None => self.known.get(&alike).copied(),
-        };
-        let group = match known {
-            Some(group) => group,
-            None => {
-                let permit = authorize()?;
-                self.all.push(Group {
-                    key: permit.key().name().to_string().into(),
-                    permit,
-                    items: Vec::new(),
-                    sizes: Vec::new(),
-                });
-                let group = self.all.len() - 1;
-                self.known.insert(alike, group);
-                group
-            }
-        };
-        self.latest = Some((alike, group));
-        if let Some(group) = self.all.get_mut(group) {
-            group.items.push(place);
-            group.sizes.push(size);
-        }
-        Ok(())
-    }
-}
 
 /// How many items of these `sizes` in bytes to work on before other tasks run: of those that are
 /// not large as many as are fastest together.
