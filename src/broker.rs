@@ -4,6 +4,8 @@
 //! still the caller's word.
 
 mod batch;
+mod binding;
+mod keys;
 mod notes;
 pub mod stream;
 
@@ -14,33 +16,41 @@ pub use batch::Cipher;
 pub use batch::Done;
 pub use batch::MAX_ITEMS;
 pub use batch::Plain;
+pub use binding::Binding;
+pub use binding::MAX_ASSOCIATED_DATA;
+pub use binding::MAX_PLAINTEXT;
+pub use binding::Pairs;
+pub use keys::Page;
+pub use keys::Visible;
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 
 use crate::audit::Notes;
 use crate::crypto::Plaintext;
 use crate::crypto::random;
 use crate::datakeys::DataKeys;
 use crate::datakeys::Version;
-use crate::directory::Key;
-use crate::directory::Role;
 use crate::error::Error;
 use crate::identity::Caller;
 use crate::identity::Session;
 use crate::message::EncryptionContext;
 use crate::message::Flaw;
 use crate::message::Message;
-use crate::message::context;
-use crate::name::KeyId;
 use crate::name::KeyName;
-use crate::name::TenantId;
 use crate::policy;
 use crate::policy::Action;
-use crate::policy::InvalidContext;
 use crate::policy::Permit;
 use crate::policy::Policy;
 use crate::policy::Refused;
+
+use binding::DESTINATION;
+use binding::Fields;
+use binding::PLAIN;
+use binding::SOURCE;
+use binding::bound;
+use binding::bounded;
+use binding::invalid;
+use binding::refusal;
 
 /// Identities, policies and data keys, joined.
 pub struct Broker {
@@ -103,19 +113,6 @@ pub struct Call<'a> {
     notes: Notes,
 }
 
-/// Names a key, and what a message under it is bound to.
-pub struct Binding {
-    /// The key's name as the caller wrote it; empty for "as the message says".
-    pub name: String,
-    /// The caller's own pairs.
-    pub context: Pairs,
-    /// Authenticated and not stored; empty for none.
-    pub associated_data: Bytes,
-}
-
-/// Pairs of an encryption context, as they came.
-pub type Pairs = Vec<(String, String)>;
-
 /// A sealed message.
 pub struct Sealed {
     /// The key's full name.
@@ -134,22 +131,6 @@ pub struct Opened {
     pub version: Arc<Version>,
     /// The plaintext, wiped when dropped.
     pub plaintext: Plaintext,
-}
-
-/// A page of keys.
-pub struct Page {
-    /// The keys, in the order of their ids.
-    pub keys: Vec<Visible>,
-    /// The last key's id, if more follow.
-    pub next: Option<String>,
-}
-
-/// A key as its caller sees it.
-pub struct Visible {
-    /// The key.
-    pub key: Arc<Key>,
-    /// The role that the caller holds on it, the first of several.
-    pub role: Role,
 }
 
 impl Call<'_> {
@@ -219,53 +200,6 @@ impl Call<'_> {
     /// Those of the RPC.
     pub fn generate_random(&self, length: usize) -> Result<Plaintext, Error> {
         random_bytes(length)
-    }
-
-    /// Describes a key on which the caller holds any role.
-    ///
-    /// # Errors
-    /// Those of the RPC.
-    pub fn describe_key(&self, name: &str) -> Result<Visible, Error> {
-        let name = self.key_name("name", name)?;
-        self.notes.add(|record| record.key = Some(name.clone()));
-        let (key, role) = self.policy.authorize_describe(&self.caller, &name)?;
-        Ok(Visible {
-            key: Arc::clone(key),
-            role,
-        })
-    }
-
-    /// Lists the keys of `parent` (`tenants/{tenant}`, or empty for the caller's own) on which the
-    /// caller holds any role: at most `size`, those after the key `after`.
-    ///
-    /// # Errors
-    /// Those of the RPC.
-    pub fn list_keys(&self, parent: &str, size: i32, after: &str) -> Result<Page, Error> {
-        let tenant = self.parent(parent)?;
-        let size = match usize::try_from(size) {
-            Err(_) => return Err(invalid("page_size", format!("{size} is negative"))),
-            Ok(0) => USUAL_PAGE,
-            Ok(size) => size.min(LARGEST_PAGE),
-        };
-        if !after.is_empty() && after.parse::<KeyId>().is_err() {
-            let why = "it is not the next_page_token of a page".to_owned();
-            return Err(invalid("page_token", why));
-        }
-        let mut visible = self
-            .policy
-            .visible_keys(&self.caller, &tenant)
-            .filter(|(key, _)| key.name().key.as_str() > after)
-            .map(|(key, role)| Visible {
-                key: Arc::clone(key),
-                role,
-            });
-        let keys: Vec<Visible> = visible.by_ref().take(size).collect();
-        let more = visible.next().is_some();
-        let next = keys
-            .last()
-            .filter(|_| more)
-            .map(|last| last.key.name().key.to_string());
-        Ok(Page { keys, next })
     }
 
     async fn seal(
@@ -393,81 +327,6 @@ impl Call<'_> {
             .authorize_open(&self.caller, action, name, header, &from.context)
             .map_err(|refused| refusal(refused, fields))
     }
-
-    fn key_name(&self, field: &'static str, text: &str) -> Result<KeyName, Error> {
-        KeyName::parse(text, self.caller.tenant()).map_err(|_| {
-            // Not quoted: a text in the wrong field may be anything, a plaintext too.
-            let why = "it is not keys/{key} or tenants/{tenant}/keys/{key}";
-            invalid(field, why.to_owned())
-        })
-    }
-
-    fn parent(&self, text: &str) -> Result<TenantId, Error> {
-        if text.is_empty() {
-            return Ok(self.caller.tenant().clone());
-        }
-        text.strip_prefix("tenants/")
-            .and_then(|id| id.parse().ok())
-            .ok_or_else(|| invalid("parent", "it is not tenants/{tenant}".to_owned()))
-    }
-}
-
-fn refusal(refused: Refused, fields: &Fields) -> Error {
-    match refused {
-        Refused::Context(why) => Error::Context {
-            field: fields.context,
-            why,
-        },
-        Refused::Denied(denied) => Error::Denied(denied),
-        Refused::Mismatch(mismatch) => Error::Unverified(mismatch.into()),
-    }
-}
-
-fn bounded(field: &'static str, length: usize) -> Result<(), Error> {
-    match length {
-        0 => Err(invalid(field, "there is no plaintext in it".into())),
-        1..=MAX_PLAINTEXT => Ok(()),
-        _ => Err(Error::PlaintextTooLarge {
-            length: u64::try_from(length).unwrap_or(u64::MAX),
-            limit: u64::try_from(MAX_PLAINTEXT).unwrap_or(u64::MAX),
-        }),
-    }
-}
-
-/// Refuses what no key takes, before any of it is looked into or recorded.
-fn bound(fields: &Fields, binding: &Binding) -> Result<(), Error> {
-    let refused = |name: Option<&String>, error| Error::Context {
-        field: fields.context,
-        why: InvalidContext::Limits {
-            name: name.cloned(),
-            error,
-        },
-    };
-    if binding.context.len() > context::MAX_PAIRS {
-        return Err(refused(None, context::Error::Many(binding.context.len())));
-    }
-    for (name, value) in &binding.context {
-        for (what, length, limit) in [
-            ("name", name.len(), context::MAX_NAME),
-            ("value", value.len(), context::MAX_VALUE),
-        ] {
-            if length > limit {
-                let error = context::Error::Long {
-                    what,
-                    length,
-                    limit,
-                };
-                return Err(refused((what == "value").then_some(name), error));
-            }
-        }
-    }
-    match binding.associated_data.len() {
-        0..=MAX_ASSOCIATED_DATA => Ok(()),
-        length => Err(invalid(
-            fields.associated_data,
-            format!("{length} bytes are over the limit of {MAX_ASSOCIATED_DATA}"),
-        )),
-    }
 }
 
 fn random_bytes(length: usize) -> Result<Plaintext, Error> {
@@ -484,44 +343,7 @@ fn no_randomness(_: &random::Error) -> Error {
     Error::Bug("the operating system's random generator failed".into())
 }
 
-fn invalid(field: &'static str, why: String) -> Error {
-    Error::Invalid { field, why }
-}
-
-/// The request's own names of a [`Binding`]'s parts, for errors.
-struct Fields {
-    name: &'static str,
-    context: &'static str,
-    associated_data: &'static str,
-}
-
-const PLAIN: Fields = Fields {
-    name: "name",
-    context: "encryption_context",
-    associated_data: "associated_data",
-};
-
-const SOURCE: Fields = Fields {
-    name: "source_name",
-    context: "source_encryption_context",
-    associated_data: "source_associated_data",
-};
-
-const DESTINATION: Fields = Fields {
-    name: "destination_name",
-    context: "destination_encryption_context",
-    associated_data: "destination_associated_data",
-};
-
-/// Longest plaintext of one message, in bytes.
-pub const MAX_PLAINTEXT: usize = 1 << 20;
-/// Longest associated data, in bytes.
-pub const MAX_ASSOCIATED_DATA: usize = 32 << 10;
 /// Most random bytes at a time, and the longest data key.
 pub const MAX_RANDOM: usize = 1024;
 /// The length of a data key unless the caller names one.
 const DATA_KEY: usize = 32;
-/// Keys on a page unless the caller says how many.
-const USUAL_PAGE: usize = 50;
-/// Most keys on a page.
-const LARGEST_PAGE: usize = 1000;
