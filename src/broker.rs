@@ -2,11 +2,21 @@
 //!
 //! Unaware of gRPC. A request here is decoded and its checksums hold; everything else about it is
 //! still the caller's word.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `binding` | what a request says of a message besides its content |
+//! | `sealing`, `opening` | from there over the permit to the data key |
+//! | `batch`, `stream` | several messages in one call, and those of any length |
+//! | `keys` | what a caller may know of keys |
+//! | `notes` | what all these add to the audit record |
 
 mod batch;
 mod binding;
 mod keys;
 mod notes;
+mod opening;
+mod sealing;
 pub mod stream;
 
 use std::sync::Arc;
@@ -33,24 +43,15 @@ use crate::datakeys::Version;
 use crate::error::Error;
 use crate::identity::Caller;
 use crate::identity::Session;
-use crate::message::EncryptionContext;
-use crate::message::Flaw;
 use crate::message::Message;
 use crate::name::KeyName;
-use crate::policy;
 use crate::policy::Action;
 use crate::policy::Permit;
 use crate::policy::Policy;
-use crate::policy::Refused;
 
-use binding::DESTINATION;
-use binding::Fields;
-use binding::PLAIN;
-use binding::SOURCE;
-use binding::bound;
 use binding::bounded;
 use binding::invalid;
-use binding::refusal;
+use opening::Request;
 
 /// Identities, policies and data keys, joined.
 pub struct Broker {
@@ -145,7 +146,7 @@ impl Call<'_> {
     /// Those of the RPC.
     pub async fn encrypt(&self, to: Binding, plaintext: &[u8]) -> Result<Sealed, Error> {
         bounded("plaintext", plaintext.len())?;
-        self.seal(Action::Encrypt, &PLAIN, to, plaintext).await
+        self.seal(Action::Encrypt, to, plaintext).await
     }
 
     /// Decrypts a message.
@@ -153,7 +154,7 @@ impl Call<'_> {
     /// # Errors
     /// Those of the RPC.
     pub async fn decrypt(&self, from: Binding, ciphertext: &[u8]) -> Result<Opened, Error> {
-        self.open(Action::Decrypt, &PLAIN, from, ciphertext).await
+        self.open(Action::Decrypt, from, ciphertext).await
     }
 
     /// Decrypts a message and encrypts it anew.
@@ -167,10 +168,8 @@ impl Call<'_> {
         to: Binding,
     ) -> Result<(Opened, Sealed), Error> {
         // Both permits come first: a caller who lacks one learns nothing by the other.
-        let sealing = self.permit(Action::ReEncryptTo, &DESTINATION, &to)?;
-        let opened = self
-            .open(Action::ReEncryptFrom, &SOURCE, from, ciphertext)
-            .await?;
+        let sealing = self.permit(Action::ReEncryptTo, &to)?;
+        let opened = self.open(Action::ReEncryptFrom, from, ciphertext).await?;
         // A message of the SDKs may hold more than we take as a plaintext.
         bounded("ciphertext", opened.plaintext.len())?;
         let sealed = self
@@ -190,7 +189,7 @@ impl Call<'_> {
         length: usize,
     ) -> Result<(Plaintext, Sealed), Error> {
         let plaintext = random_bytes(if length == 0 { DATA_KEY } else { length })?;
-        let sealed = self.seal(action, &PLAIN, to, &plaintext).await?;
+        let sealed = self.seal(action, to, &plaintext).await?;
         Ok((plaintext, sealed))
     }
 
@@ -202,28 +201,10 @@ impl Call<'_> {
         random_bytes(length)
     }
 
-    async fn seal(
-        &self,
-        action: Action,
-        fields: &Fields,
-        to: Binding,
-        plaintext: &[u8],
-    ) -> Result<Sealed, Error> {
-        let permit = self.permit(action, fields, &to)?;
+    async fn seal(&self, action: Action, to: Binding, plaintext: &[u8]) -> Result<Sealed, Error> {
+        let permit = self.permit(action, &to)?;
         self.seal_under(&permit, &to.associated_data, plaintext)
             .await
-    }
-
-    fn permit(&self, action: Action, fields: &Fields, to: &Binding) -> Result<Permit, Error> {
-        bound(fields, to)?;
-        let name = self.key_name(fields.name, &to.name)?;
-        self.note_request(Some(&name), &to.context);
-        let permit = self
-            .policy
-            .authorize_seal(&self.caller, action, &name, &to.context)
-            .map_err(|refused| refusal(refused, fields))?;
-        self.note_permit(&permit);
-        Ok(permit)
     }
 
     async fn seal_under(
@@ -234,14 +215,8 @@ impl Call<'_> {
     ) -> Result<Sealed, Error> {
         let length =
             u64::try_from(plaintext.len()).map_err(|_| Error::Bug("a length over u64".into()))?;
-        let reserved = self
-            .broker
-            .data_keys
-            .sealing(permit, length)
-            .await
-            .map_err(|error| Error::of_data_key(error, permit.key().owner()))?;
+        let reserved = self.reserve(permit, Some(length)).await?;
         let version = Arc::clone(reserved.version());
-        self.note_data_key(&reserved.source, &version);
         self.note_plaintext(plaintext.len());
         let ciphertext = reserved
             .seal(associated_data, plaintext)
@@ -256,76 +231,25 @@ impl Call<'_> {
     async fn open(
         &self,
         action: Action,
-        fields: &Fields,
         from: Binding,
         ciphertext: &[u8],
     ) -> Result<Opened, Error> {
-        bound(fields, &from)?;
-        let name = match from.name.as_str() {
-            "" => None,
-            name => Some(self.key_name(fields.name, name)?),
-        };
+        let name = self.key_wanted(action, &from)?;
         self.note_request(name.as_ref(), &from.context);
-        let parsed = Message::parse(ciphertext);
-        let message = self.message(action, &from, name.as_ref(), parsed)?;
-        if name.is_none() {
-            let named = policy::key_named(message.context());
-            self.note_request(named.as_ref(), &from.context);
-        }
-        let permit =
-            self.permit_opening(action, fields, &from, name.as_ref(), message.context())?;
-        self.note_permit(&permit);
-        let opener = self
-            .broker
-            .data_keys
-            .opening(&permit, &message)
-            .await
-            .map_err(|error| Error::of_data_key(error, permit.key().owner()))?;
-        let version = Arc::clone(opener.version());
-        self.note_data_key(&opener.source, &version);
+        let request = Request {
+            action,
+            from: &from,
+            name: name.as_ref(),
+        };
+        let message = Message::parse(ciphertext).map_err(|flaw| self.flawed(request, flaw))?;
+        let (permit, opener) = self.opener(request, &message).await?;
         let plaintext = opener.open(&message, &from.associated_data)?;
         self.note_plaintext(plaintext.len());
         Ok(Opened {
             name: permit.key().name().clone(),
-            version,
+            version: Arc::clone(opener.version()),
             plaintext,
         })
-    }
-
-    /// The message, if it was read.
-    fn message<'m>(
-        &self,
-        action: Action,
-        from: &Binding,
-        name: Option<&KeyName>,
-        parsed: Result<Message<'m>, Flaw>,
-    ) -> Result<Message<'m>, Error> {
-        parsed.map_err(|flaw| {
-            let nothing = EncryptionContext::default();
-            let own = &from.context;
-            let authorized = self
-                .policy
-                .authorize_open(&self.caller, action, name, &nothing, own);
-            // A named key is authorized even for a message that is none: what the caller may not
-            // use must not tell good messages from bad ones.
-            match (name, authorized) {
-                (Some(_), Err(Refused::Denied(denied))) => Error::from(denied),
-                _ => Error::from(flaw),
-            }
-        })
-    }
-
-    fn permit_opening(
-        &self,
-        action: Action,
-        fields: &Fields,
-        from: &Binding,
-        name: Option<&KeyName>,
-        header: &EncryptionContext,
-    ) -> Result<Permit, Error> {
-        self.policy
-            .authorize_open(&self.caller, action, name, header, &from.context)
-            .map_err(|refused| refusal(refused, fields))
     }
 }
 

@@ -20,12 +20,12 @@ use crate::broker::Call;
 use crate::broker::batch::groups::Alike;
 use crate::broker::batch::groups::Group;
 use crate::broker::batch::groups::Groups;
-use crate::broker::binding::PLAIN;
+use crate::broker::binding::Fields;
 use crate::broker::binding::bound;
 use crate::broker::binding::bounded;
 use crate::broker::binding::invalid;
-use crate::broker::binding::refusal;
 use crate::broker::no_randomness;
+use crate::broker::opening::Request;
 use crate::crypto::Plaintext;
 use crate::datakeys::Version;
 use crate::error::Error;
@@ -139,17 +139,16 @@ impl Call<'_> {
         answers: &mut [Option<Answer<Vec<u8>>>],
     ) -> Vec<Group> {
         let mut groups = Groups::default();
+        let action = Action::Encrypt;
         for (place, (at, Plain { to, plaintext })) in items.iter().enumerate() {
             let length = plaintext.len();
-            let admitted = bounded("plaintext", length).and_then(|()| bound(&PLAIN, to));
+            let admitted = bounded("plaintext", length).and_then(|()| bound(action, to));
             let mut named = None;
             let admitted = admitted.and_then(|()| {
                 let alike = Alike::of(to, &[]);
                 groups.admit(place, length, alike, || {
-                    let name = named.insert(self.key_name(PLAIN.name, &to.name)?);
-                    self.policy
-                        .authorize_seal(&self.caller, Action::Encrypt, name, &to.context)
-                        .map_err(|refused| refusal(refused, &PLAIN))
+                    let name = self.key_name(Fields::of(action).name, &to.name)?;
+                    self.permit_sealing(action, named.insert(name), &to.context)
                 })
             });
             if let Err(error) = admitted {
@@ -217,25 +216,24 @@ impl Call<'_> {
         let action = Action::Decrypt;
         let mut latest: Option<usize> = None;
         for (place, (at, Cipher { from, ciphertext })) in items.iter().enumerate() {
-            let mut named = None;
-            let message = bound(&PLAIN, from).and_then(|()| {
-                if !from.name.is_empty() {
-                    named = Some(self.key_name(PLAIN.name, &from.name)?);
-                }
+            let (mut wanted, mut named) = (None, None);
+            let message = self.key_wanted(action, from).and_then(|name| {
+                wanted = name;
+                let request = Request {
+                    action,
+                    from,
+                    name: wanted.as_ref(),
+                };
                 let like = latest.and_then(|latest| messages.get(latest)?.as_ref());
                 let parsed = match like {
                     Some(like) => Message::parse_like(ciphertext, like),
                     None => Message::parse(ciphertext),
                 };
-                let message = self.message(action, from, named.as_ref(), parsed)?;
+                let message = parsed.map_err(|flaw| self.flawed(request, flaw))?;
                 let alike = Alike::of(from, message.claims());
                 groups.admit(place, ciphertext.len(), alike, || {
-                    self.permit_opening(action, &PLAIN, from, named.as_ref(), message.context())
-                        .inspect_err(|_| {
-                            named = named
-                                .take()
-                                .or_else(|| policy::key_named(message.context()));
-                        })
+                    self.permit_opening(request, message.context())
+                        .inspect_err(|_| named = policy::key_named(message.context()))
                 })?;
                 Ok(message)
             });
@@ -246,7 +244,7 @@ impl Call<'_> {
                 }
                 Err(error) => {
                     messages.push(None);
-                    refuse(answers, *at, named.as_ref(), error);
+                    refuse(answers, *at, wanted.or(named).as_ref(), error);
                 }
             }
         }

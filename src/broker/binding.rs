@@ -7,6 +7,7 @@ use crate::broker::Call;
 use crate::error::Error;
 use crate::message::context;
 use crate::name::KeyName;
+use crate::policy::Action;
 use crate::policy::InvalidContext;
 use crate::policy::Refused;
 
@@ -26,8 +27,22 @@ pub type Pairs = Vec<(String, String)>;
 /// The request's own names of a [`Binding`]'s parts, for errors.
 pub(super) struct Fields {
     pub(super) name: &'static str,
-    pub(super) context: &'static str,
-    pub(super) associated_data: &'static str,
+    context: &'static str,
+    associated_data: &'static str,
+}
+
+impl Fields {
+    /// Those of the binding that `action` is about.
+    pub(super) fn of(action: Action) -> &'static Self {
+        match action {
+            Action::Decrypt
+            | Action::Encrypt
+            | Action::GenerateDataKey
+            | Action::GenerateDataKeyWithoutPlaintext => &PLAIN,
+            Action::ReEncryptFrom => &SOURCE,
+            Action::ReEncryptTo => &DESTINATION,
+        }
+    }
 }
 
 impl Call<'_> {
@@ -41,7 +56,8 @@ impl Call<'_> {
 }
 
 /// Refuses what no key takes, before any of it is looked into or recorded.
-pub(super) fn bound(fields: &Fields, binding: &Binding) -> Result<(), Error> {
+pub(super) fn bound(action: Action, binding: &Binding) -> Result<(), Error> {
+    let fields = Fields::of(action);
     let refused = |name: Option<&String>, error| Error::Context {
         field: fields.context,
         why: InvalidContext::Limits {
@@ -87,10 +103,10 @@ pub(super) fn bounded(field: &'static str, length: usize) -> Result<(), Error> {
     }
 }
 
-pub(super) fn refusal(refused: Refused, fields: &Fields) -> Error {
+pub(super) fn refusal(refused: Refused, action: Action) -> Error {
     match refused {
         Refused::Context(why) => Error::Context {
-            field: fields.context,
+            field: Fields::of(action).context,
             why,
         },
         Refused::Denied(denied) => Error::Denied(denied),
@@ -102,19 +118,19 @@ pub(super) fn invalid(field: &'static str, why: String) -> Error {
     Error::Invalid { field, why }
 }
 
-pub(super) const PLAIN: Fields = Fields {
+const PLAIN: Fields = Fields {
     name: "name",
     context: "encryption_context",
     associated_data: "associated_data",
 };
 
-pub(super) const SOURCE: Fields = Fields {
+const SOURCE: Fields = Fields {
     name: "source_name",
     context: "source_encryption_context",
     associated_data: "source_associated_data",
 };
 
-pub(super) const DESTINATION: Fields = Fields {
+const DESTINATION: Fields = Fields {
     name: "destination_name",
     context: "destination_encryption_context",
     associated_data: "destination_associated_data",

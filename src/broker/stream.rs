@@ -7,29 +7,25 @@ use crate::broker::Binding;
 use crate::broker::Broker;
 use crate::broker::Call;
 use crate::broker::Pairs;
-use crate::broker::binding::PLAIN;
-use crate::broker::binding::bound;
 use crate::broker::binding::refusal;
 use crate::broker::no_randomness;
+use crate::broker::opening::Request;
 use crate::clock::Instant;
 use crate::datakeys;
 use crate::datakeys::Version;
 use crate::error::Error;
 use crate::identity::Session;
 use crate::message::EncryptedDataKey;
-use crate::message::EncryptionContext;
 use crate::message::Flaw;
 use crate::message::Message;
 use crate::message::stream::Head;
 use crate::message::stream::MAX_PLAINTEXT;
 use crate::message::stream::Progress;
 use crate::name::KeyName;
-use crate::policy;
 use crate::policy::Action;
 use crate::policy::Denied;
 use crate::policy::Direction;
 use crate::policy::Permit;
-use crate::policy::Refused;
 use bytes::Bytes;
 
 /// A stream that may begin.
@@ -91,7 +87,7 @@ impl Standing {
             }
             Direction::Seal => policy.authorize_seal(&caller, action, name, &self.own),
         };
-        let permit = permit.map_err(|refused| refusal(refused, &PLAIN))?;
+        let permit = permit.map_err(|refused| refusal(refused, action))?;
         let same = permit.key().generation() == self.permit.key().generation()
             && permit.context() == self.permit.context();
         match same && !self.is_cut() {
@@ -188,22 +184,25 @@ pub struct Header {
     head: Head,
 }
 
+impl Header {
+    fn request(&self) -> Request<'_> {
+        Request {
+            action: Action::Decrypt,
+            from: &self.from,
+            name: self.name.as_ref(),
+        }
+    }
+}
+
 impl Call<'_> {
     /// Begins to encrypt a plaintext of any length, at most `declared` bytes.
     ///
     /// # Errors
     /// Those of the RPC.
     pub async fn encrypt_stream(&self, to: Binding, declared: Option<u64>) -> Result<Begun, Error> {
-        let permit = self.permit(Action::Encrypt, &PLAIN, &to)?;
-        let owner = permit.key().owner();
-        let data_keys = &self.broker.data_keys;
-        let reserved = match declared {
-            Some(length) => data_keys.sealing(&permit, length).await,
-            None => data_keys.sealing_alone(&permit).await,
-        }
-        .map_err(|error| Error::of_data_key(error, owner))?;
+        let permit = self.permit(Action::Encrypt, &to)?;
+        let reserved = self.reserve(&permit, declared).await?;
         let version = Arc::clone(reserved.version());
-        self.note_data_key(&reserved.source, &version);
         let (sealing, header) = reserved
             .begin(&to.associated_data)
             .map_err(|error| no_randomness(&error))?;
@@ -235,18 +234,14 @@ impl Call<'_> {
     /// Those of the RPC that show without the message: a named key is authorized before any of it
     /// is taken.
     pub fn decrypt_stream(&self, from: Binding) -> Result<Header, Error> {
-        bound(&PLAIN, &from)?;
-        let name = match from.name.as_str() {
-            "" => None,
-            name => Some(self.key_name(PLAIN.name, name)?),
-        };
+        let name = self.key_wanted(Action::Decrypt, &from)?;
         self.note_request(name.as_ref(), &from.context);
         let header = Header {
             from,
             name,
             head: Head::default(),
         };
-        match self.without_header(&header) {
+        match self.denied(header.request()) {
             // What a condition on the context says, the header decides.
             None | Some(Denied::Condition) => Ok(header),
             Some(denied @ (Denied::NoStatement | Denied::UnknownKey)) => Err(denied.into()),
@@ -272,41 +267,20 @@ impl Call<'_> {
                 let message = header.head.message()?;
                 self.open_stream(header, &message).await.map(Some)
             }
-            Err(flaw) => Err(self.flawed(header, flaw)),
+            Err(flaw) => Err(self.flawed(header.request(), flaw)),
         }
     }
 
     /// What it means that a message ends before its header does.
     pub fn without_end(&self, header: &Header) -> Error {
         let flaw = header.head.message().err().unwrap_or(Flaw::Truncated);
-        self.flawed(header, flaw)
+        self.flawed(header.request(), flaw)
     }
 
     async fn open_stream(&self, header: &Header, message: &Message<'_>) -> Result<Begun, Error> {
-        let Header { from, name, .. } = header;
-        if name.is_none() {
-            let named = policy::key_named(message.context());
-            self.note_request(named.as_ref(), &from.context);
-        }
-        let permit = self
-            .policy
-            .authorize_open(
-                &self.caller,
-                Action::Decrypt,
-                name.as_ref(),
-                message.context(),
-                &from.context,
-            )
-            .map_err(|refused| refusal(refused, &PLAIN))?;
-        self.note_permit(&permit);
-        let opener = self
-            .broker
-            .data_keys
-            .opening(&permit, message)
-            .await
-            .map_err(|error| Error::of_data_key(error, permit.key().owner()))?;
+        let (permit, opener) = self.opener(header.request(), message).await?;
         let version = Arc::clone(opener.version());
-        self.note_data_key(&opener.source, &version);
+        let from = &header.from;
         let opening = opener.begin(message, &from.associated_data)?;
         let standing = Standing {
             cut: opening.cut(),
@@ -326,30 +300,5 @@ impl Call<'_> {
             flow,
             output,
         })
-    }
-
-    /// A named key is authorized even for a message that is none: what the caller may not use must
-    /// not tell good messages from bad ones.
-    fn flawed(&self, header: &Header, flaw: Flaw) -> Error {
-        match self.without_header(header) {
-            Some(denied) => denied.into(),
-            None => flaw.into(),
-        }
-    }
-
-    /// Why the caller may not decrypt a message of which nothing is known but the key that the
-    /// request names.
-    fn without_header(&self, header: &Header) -> Option<Denied> {
-        let refused = self.policy.authorize_open(
-            &self.caller,
-            Action::Decrypt,
-            header.name.as_ref(),
-            &EncryptionContext::default(),
-            &header.from.context,
-        );
-        match refused {
-            Err(Refused::Denied(denied)) => Some(denied),
-            Ok(_) | Err(Refused::Context(_) | Refused::Mismatch(_)) => None,
-        }
     }
 }

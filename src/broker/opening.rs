@@ -1,0 +1,105 @@
+//! From what a request says of a message, over the permit, to what opens it: one way for messages
+//! that come whole, with others or in a stream.
+
+use crate::broker::Binding;
+use crate::broker::Call;
+use crate::broker::binding::Fields;
+use crate::broker::binding::bound;
+use crate::broker::binding::refusal;
+use crate::datakeys::Opener;
+use crate::error::Error;
+use crate::message::EncryptionContext;
+use crate::message::Flaw;
+use crate::message::Message;
+use crate::name::KeyName;
+use crate::policy;
+use crate::policy::Action;
+use crate::policy::Denied;
+use crate::policy::Permit;
+use crate::policy::Refused;
+
+/// What a request says of a message to open.
+#[derive(Clone, Copy)]
+pub(super) struct Request<'r> {
+    pub(super) action: Action,
+    pub(super) from: &'r Binding,
+    /// What [`Call::key_wanted`] made of its name.
+    pub(super) name: Option<&'r KeyName>,
+}
+
+impl Call<'_> {
+    /// The key that `from` names, unless it leaves that to the message.
+    pub(super) fn key_wanted(
+        &self,
+        action: Action,
+        from: &Binding,
+    ) -> Result<Option<KeyName>, Error> {
+        bound(action, from)?;
+        match from.name.as_str() {
+            "" => Ok(None),
+            name => self.key_name(Fields::of(action).name, name).map(Some),
+        }
+    }
+
+    /// What opens `message`, of which the header is whole at least, and the permit for that; both
+    /// noted.
+    pub(super) async fn opener(
+        &self,
+        request: Request<'_>,
+        message: &Message<'_>,
+    ) -> Result<(Permit, Opener), Error> {
+        if request.name.is_none() {
+            let named = policy::key_named(message.context());
+            self.note_request(named.as_ref(), &request.from.context);
+        }
+        let permit = self.permit_opening(request, message.context())?;
+        self.note_permit(&permit);
+        let data_keys = &self.broker.data_keys;
+        let opener = data_keys
+            .opening(&permit, message)
+            .await
+            .map_err(|error| Error::of_data_key(error, permit.key().owner()))?;
+        self.note_data_key(&opener.source, opener.version());
+        Ok((permit, opener))
+    }
+
+    /// The permit to open a message with `header`.
+    pub(super) fn permit_opening(
+        &self,
+        request: Request<'_>,
+        header: &EncryptionContext,
+    ) -> Result<Permit, Error> {
+        self.authorize_open(request, header)
+            .map_err(|refused| refusal(refused, request.action))
+    }
+
+    /// What it means that the message is none.
+    ///
+    /// A named key is authorized all the same: what the caller may not use must not tell good
+    /// messages from bad ones.
+    pub(super) fn flawed(&self, request: Request<'_>, flaw: Flaw) -> Error {
+        match self.denied(request) {
+            Some(denied) => denied.into(),
+            None => flaw.into(),
+        }
+    }
+
+    /// Why the caller may not open a message of which nothing is known but the key that the
+    /// request names.
+    pub(super) fn denied(&self, request: Request<'_>) -> Option<Denied> {
+        match self.authorize_open(request, &EncryptionContext::default()) {
+            Err(Refused::Denied(denied)) => Some(denied),
+            Ok(_) | Err(Refused::Context(_) | Refused::Mismatch(_)) => None,
+        }
+    }
+
+    fn authorize_open(
+        &self,
+        request: Request<'_>,
+        header: &EncryptionContext,
+    ) -> Result<Permit, Refused> {
+        let Request { action, from, name } = request;
+        self.policy
+            .authorize_open(&self.caller, action, name, header, &from.context)
+    }
+}
