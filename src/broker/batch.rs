@@ -6,6 +6,7 @@
 //! by reference: they are a group, and reserve or look up their data key together.
 
 mod groups;
+mod slots;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,6 +21,10 @@ use crate::broker::Call;
 use crate::broker::batch::groups::Alike;
 use crate::broker::batch::groups::Group;
 use crate::broker::batch::groups::Groups;
+use crate::broker::batch::slots::part;
+use crate::broker::batch::slots::refuse;
+use crate::broker::batch::slots::settle;
+use crate::broker::batch::slots::whole;
 use crate::broker::binding::Fields;
 use crate::broker::binding::bound;
 use crate::broker::binding::bounded;
@@ -31,7 +36,6 @@ use crate::datakeys::Version;
 use crate::error::Error;
 use crate::message::Message;
 use crate::message::SIDE_BY_SIDE;
-use crate::name::KeyName;
 use crate::policy;
 use crate::policy::Action;
 
@@ -323,9 +327,6 @@ impl Call<'_> {
     }
 }
 
-/// A place for the answer of each item.
-type Slots<T> = Vec<Option<Answer<T>>>;
-
 /// How many items of these `sizes` in bytes to work on before other tasks run: of those that are
 /// not large as many as are fastest together.
 fn stride(sizes: &[u64]) -> usize {
@@ -338,62 +339,6 @@ fn stride(sizes: &[u64]) -> usize {
         0 => sizes.len().min(1),
         few if few < SIDE_BY_SIDE || few == sizes.len() => few,
         many => many - many % SIDE_BY_SIDE,
-    }
-}
-
-/// The items that are none yet an error, each with its place, and a slot for each answer.
-fn part<I, T>(items: Vec<Result<I, Error>>) -> (Vec<(usize, I)>, Slots<T>) {
-    let mut good = Vec::with_capacity(items.len());
-    let mut answers = Vec::with_capacity(items.len());
-    for (at, item) in items.into_iter().enumerate() {
-        match item {
-            Ok(item) => {
-                good.push((at, item));
-                answers.push(None);
-            }
-            Err(error) => answers.push(Some(Answer {
-                key: None,
-                outcome: Err(error),
-            })),
-        }
-    }
-    (good, answers)
-}
-
-fn refuse<T>(answers: &mut [Option<Answer<T>>], at: usize, named: Option<&KeyName>, error: Error) {
-    if let Some(answer) = answers.get_mut(at) {
-        *answer = Some(Answer {
-            key: named.map(|name| name.to_string().into()),
-            outcome: Err(error),
-        });
-    }
-}
-
-/// Puts what became of a group into its places.
-fn settle<I, T>(
-    group: &Group,
-    outcomes: Vec<Result<Done<T>, Error>>,
-    items: &[(usize, I)],
-    answers: &mut [Option<Answer<T>>],
-) {
-    for (place, outcome) in group.items.iter().zip(outcomes) {
-        if let Some((at, _)) = items.get(*place)
-            && let Some(answer) = answers.get_mut(*at)
-        {
-            *answer = Some(Answer {
-                key: Some(Arc::clone(&group.key)),
-                outcome,
-            });
-        }
-    }
-}
-
-fn whole<T>(answers: Slots<T>) -> Result<Vec<Answer<T>>, Error> {
-    let count = answers.len();
-    let answers: Vec<_> = answers.into_iter().flatten().collect();
-    match answers.len() == count {
-        true => Ok(answers),
-        false => Err(Error::Bug("an item without an answer".into())),
     }
 }
 
