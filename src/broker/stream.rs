@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::broker::Binding;
 use crate::broker::Broker;
 use crate::broker::Call;
@@ -26,7 +28,6 @@ use crate::policy::Action;
 use crate::policy::Denied;
 use crate::policy::Direction;
 use crate::policy::Permit;
-use bytes::Bytes;
 
 /// A stream that may begin.
 pub struct Begun {
