@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use keybroker::datakeys::Scope;
 use keybroker::grpc::pb;
 use keybroker::kms;
 use serde_json::Value;
@@ -11,6 +12,7 @@ use serde_json::json;
 use tonic::IntoRequest as _;
 
 use crate::harness::Broker;
+use crate::harness::GLOBEX;
 use crate::harness::Refusal;
 use crate::harness::TENANTS;
 use crate::harness::WEB;
@@ -126,6 +128,57 @@ async fn every_rpc_leaves_one_record_of_its_name_and_a_stream_two() {
         .map(|record| record["eventID"].as_str().unwrap())
         .collect();
     assert_eq!(ids.len(), records.len());
+}
+
+#[tokio::test]
+async fn what_opens_is_on_record_with_key_and_data_key_whichever_way_it_is_opened() {
+    let broker = Broker::start().await;
+    let mut web = broker.caller(WEB).await;
+    let ciphertext = seal(&mut web, "keys/orders", "x").await;
+    for rpc in ["Decrypt", "DecryptBatch", "DecryptStream"] {
+        for name in ["", "keys/orders"] {
+            broker.inner().data_keys().purge(&Scope::All).await;
+            for cache in ["miss", "hit"] {
+                let before = broker.records().len();
+                rpcs::call(&mut web, rpc, name, &ciphertext).await.unwrap();
+                let record = &broker.records()[before];
+                let kms = (cache == "miss").then(|| format!("request-{}", broker.kms_calls()));
+                assert_eq!(record["tenant"], "acme");
+                let parameters = &record["requestParameters"];
+                assert_eq!(parameters["key"], "tenants/acme/keys/orders", "{rpc}");
+                let version = json!({
+                    "name": "tenants/acme/keys/orders/versions/1",
+                    "ARN": "fake/acme-orders/1",
+                    "type": "KMSKey",
+                });
+                assert_eq!(record["resources"], json!([version]), "{rpc}");
+                let more = &record["additionalEventData"];
+                assert_eq!(more["rule"], "users", "{rpc}");
+                assert_eq!(more["cache"], cache, "{rpc}");
+                assert_eq!(more["kmsRequestID"], json!(kms), "{rpc}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_denial_is_on_record_with_the_key_that_the_message_alone_names() {
+    let broker = Broker::start().await;
+    let mut web = broker.caller(WEB).await;
+    let acmes = seal(&mut web, "keys/orders", "x").await;
+    let mut globex = broker.caller(GLOBEX).await;
+    for (rpc, key) in [
+        ("Decrypt", "/requestParameters/key"),
+        ("DecryptBatch", "/additionalEventData/items/0/key"),
+        ("DecryptStream", "/requestParameters/key"),
+    ] {
+        let refused = rpcs::call(&mut globex, rpc, "", &acmes).await;
+        assert_eq!(reason(refused), "POLICY_DENIED", "{rpc}");
+        let record = broker.records().pop().unwrap();
+        let key = record.pointer(key).unwrap();
+        assert_eq!(key, "tenants/acme/keys/orders", "{rpc}");
+        assert_eq!(record["tenant"], "globex", "{rpc}: the caller's");
+    }
 }
 
 /// The outcomes and the use of the cache of all calls, in order.
