@@ -221,25 +221,29 @@ impl Call<'_> {
         let mut latest: Option<usize> = None;
         for (place, (at, Cipher { from, ciphertext })) in items.iter().enumerate() {
             let (mut wanted, mut named) = (None, None);
-            let message = self.key_wanted(action, from).and_then(|name| {
-                wanted = name;
-                let request = Request {
-                    action,
-                    from,
-                    name: wanted.as_ref(),
-                };
-                let like = latest.and_then(|latest| messages.get(latest)?.as_ref());
+            let like = latest.and_then(|latest| messages.get(latest)?.as_ref());
+            let message = bound(action, from).and_then(|()| {
                 let parsed = match like {
                     Some(like) => Message::parse_like(ciphertext, like),
                     None => Message::parse(ciphertext),
                 };
-                let message = parsed.map_err(|flaw| self.flawed(request, flaw))?;
-                let alike = Alike::of(from, message.claims());
-                groups.admit(place, ciphertext.len(), alike, || {
-                    self.permit_opening(request, message.context())
-                        .inspect_err(|_| named = policy::key_named(message.context()))
-                })?;
-                Ok(message)
+                match parsed {
+                    Err(flaw) => {
+                        wanted = self.key_wanted(action, from)?;
+                        let name = wanted.as_ref();
+                        Err(self.flawed(Request { action, from, name }, flaw))
+                    }
+                    Ok(message) => {
+                        let alike = Alike::of(from, message.claims());
+                        groups.admit(place, ciphertext.len(), alike, || {
+                            wanted = self.key_wanted(action, from)?;
+                            let name = wanted.as_ref();
+                            self.permit_opening(Request { action, from, name }, message.context())
+                                .inspect_err(|_| named = policy::key_named(message.context()))
+                        })?;
+                        Ok(message)
+                    }
+                }
             });
             match message {
                 Ok(message) => {
