@@ -7,6 +7,7 @@
 //! counters.
 
 mod counts;
+mod kms;
 mod labels;
 
 use std::sync::Arc;
@@ -23,13 +24,19 @@ use opentelemetry::metrics::noop::NoopMeterProvider;
 
 pub use counts::TENANTS;
 pub use counts::TenantTally;
+pub use kms::KmsTally;
+pub use kms::REGIONS;
+pub use labels::Circuit;
 pub use labels::Dependency;
+pub use labels::KmsOperation;
+pub use labels::KmsOutcome;
 pub use labels::Lookup;
 pub use labels::Refresh;
 pub use labels::Retirement;
 pub use labels::Warming;
 
 use counts::Values;
+use kms::Regions;
 
 /// The instruments, made once and handed to whoever counts. Cheap to clone.
 #[derive(Clone)]
@@ -37,6 +44,7 @@ pub struct Metrics(Arc<Instruments>);
 
 struct Instruments {
     values: Arc<Values>,
+    regions: Arc<Regions>,
     age: Histogram<f64>,
     uses: Histogram<u64>,
 }
@@ -71,6 +79,7 @@ impl Metrics {
     pub fn new(meter: &Meter) -> Self {
         let values = Arc::new(Values::default());
         register(meter, &values);
+        let regions = Regions::new(meter);
         let age = meter
             .f64_histogram("keybroker_data_key_age")
             .with_unit("s")
@@ -82,7 +91,12 @@ impl Metrics {
             .with_description("Messages that data keys had served when they left the cache.")
             .with_boundaries(USES.to_vec())
             .build();
-        Self(Arc::new(Instruments { values, age, uses }))
+        Self(Arc::new(Instruments {
+            values,
+            regions,
+            age,
+            uses,
+        }))
     }
 
     /// Instruments that nobody collects: for tests, and for commands that serve nobody. What is
@@ -149,6 +163,12 @@ impl Metrics {
     /// so that no counter ever falls.
     pub fn tenant(&self, tenant: &str) -> Arc<TenantTally> {
         self.0.values.tenants.tally(tenant)
+    }
+
+    /// The tally of the requests to KMS in `region`, to be kept by whoever makes them. The first
+    /// [`REGIONS`] Regions have one each until the process ends, and later ones share one.
+    pub fn kms(&self, region: &str) -> Arc<KmsTally> {
+        self.0.regions.tally(region)
     }
 
     /// KMS calls avoided so far, by all tenants.

@@ -77,7 +77,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::metrics::Circuit;
     use crate::metrics::Dependency;
+    use crate::metrics::KmsOperation;
+    use crate::metrics::KmsOutcome;
     use crate::metrics::Lookup;
     use crate::metrics::Metrics;
     use crate::metrics::Refresh;
@@ -115,7 +118,12 @@ mod tests {
         let (telemetry, _metrics) = telemetry();
         let mut series = series(&telemetry);
         assert_eq!(series.remove(BUILD), Some(1.0));
-        let names: Vec<&str> = series.keys().map(String::as_str).collect();
+        let (regions, names): (Vec<&str>, Vec<&str>) = series
+            .keys()
+            .map(String::as_str)
+            .partition(|name| name.contains(r#"region="_other""#));
+        // Three operations with seven outcomes; throttles, retries, the circuit.
+        assert_eq!(regions.len(), 3 * 7 + 3, "{regions:?}");
         assert_eq!(
             names,
             [
@@ -248,6 +256,54 @@ mod tests {
     }
 
     #[test]
+    fn requests_to_kms_are_counted_by_region() {
+        let (telemetry, metrics) = telemetry();
+        let tally = metrics.kms("eu-west-1");
+        let took = Duration::from_micros(400);
+        for outcome in [KmsOutcome::Throttled, KmsOutcome::Done] {
+            tally.request(KmsOperation::Decrypt, outcome, took);
+        }
+        tally.retried();
+        tally.circuit(Circuit::Closed, Circuit::Open);
+        let series = series(&telemetry);
+        let touched: Vec<_> = series
+            .iter()
+            .filter(|(name, _)| name.contains("eu-west-1") && !name.contains("_bucket"))
+            .filter(|(_, value)| **value != 0.0)
+            .map(|(name, value)| (name.as_str(), *value))
+            .collect();
+        assert_eq!(
+            touched,
+            [
+                (r#"keybroker_kms_circuit_state{region="eu-west-1"}"#, 2.0),
+                (
+                    r#"keybroker_kms_request_duration_seconds_count{operation="Decrypt",region="eu-west-1"}"#,
+                    2.0
+                ),
+                (
+                    r#"keybroker_kms_request_duration_seconds_sum{operation="Decrypt",region="eu-west-1"}"#,
+                    0.0008
+                ),
+                (
+                    r#"keybroker_kms_requests_total{operation="Decrypt",outcome="done",region="eu-west-1"}"#,
+                    1.0
+                ),
+                (
+                    r#"keybroker_kms_requests_total{operation="Decrypt",outcome="throttled",region="eu-west-1"}"#,
+                    1.0
+                ),
+                (r#"keybroker_kms_retries_total{region="eu-west-1"}"#, 1.0),
+                (r#"keybroker_kms_throttles_total{region="eu-west-1"}"#, 1.0),
+            ]
+        );
+        let below = |le: &str| {
+            let labels = format!(r#"operation="Decrypt",region="eu-west-1",le="{le}""#);
+            series[&format!("keybroker_kms_request_duration_seconds_bucket{{{labels}}}")]
+        };
+        assert_eq!([below("0.00025"), below("0.0005")], [0.0, 2.0]);
+    }
+
+    #[test]
     fn tenants_beyond_the_bound_share_a_series_and_no_count_is_lost() {
         let (telemetry, metrics) = telemetry();
         for number in 0..TENANTS + 5 {
@@ -280,6 +336,8 @@ mod tests {
         let (telemetry, metrics) = telemetry();
         metrics.tenant("acme").avoided(1);
         metrics.retired(Retirement::Idle, Duration::ZERO, 1);
+        let tally = metrics.kms("eu-west-1");
+        tally.request(KmsOperation::Decrypt, KmsOutcome::Done, Duration::ZERO);
         let names: BTreeSet<String> = series(&telemetry)
             .keys()
             .filter_map(|series| series.split_once('{'))
@@ -289,8 +347,10 @@ mod tests {
         let known = [
             "dependency",
             "le",
+            "operation",
             "outcome",
             "reason",
+            "region",
             "result",
             "tenant",
             "version",
@@ -302,6 +362,8 @@ mod tests {
     fn the_readme_has_every_metric_and_its_labels() {
         let (telemetry, metrics) = telemetry();
         metrics.retired(Retirement::Idle, Duration::ZERO, 1);
+        let tally = metrics.kms("eu-west-1");
+        tally.request(KmsOperation::Decrypt, KmsOutcome::Done, Duration::ZERO);
         let text = telemetry.text().unwrap();
         let readme = include_str!("../README.md");
         let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));

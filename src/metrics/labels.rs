@@ -157,3 +157,82 @@ impl Dependency {
         }
     }
 }
+
+/// What a KMS is asked to do; the labels are its own names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KmsOperation {
+    /// To unwrap a data key.
+    Decrypt,
+    /// Whether a key may be used.
+    DescribeKey,
+    /// To make a data key and wrap it.
+    GenerateDataKey,
+}
+
+impl KmsOperation {
+    pub(super) const ALL: [Self; 3] = [Self::Decrypt, Self::DescribeKey, Self::GenerateDataKey];
+
+    /// The value of the label `operation`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Decrypt => "Decrypt",
+            Self::DescribeKey => "DescribeKey",
+            Self::GenerateDataKey => "GenerateDataKey",
+        }
+    }
+}
+
+/// How a request to a KMS ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KmsOutcome {
+    /// Nobody waited for the answer any more.
+    Abandoned,
+    /// Our own credentials are missing or no good.
+    Credentials,
+    /// It did what it was asked.
+    Done,
+    /// It answered against its contract, or called our request malformed.
+    Invalid,
+    /// It decided against it.
+    Refused,
+    /// It asks for fewer requests.
+    Throttled,
+    /// It failed, was not reached or did not answer in time.
+    Unavailable,
+}
+
+impl KmsOutcome {
+    pub(super) const ALL: [Self; 7] = [
+        Self::Abandoned,
+        Self::Credentials,
+        Self::Done,
+        Self::Invalid,
+        Self::Refused,
+        Self::Throttled,
+        Self::Unavailable,
+    ];
+
+    /// The value of the label `outcome`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Abandoned => "abandoned",
+            Self::Credentials => "credentials",
+            Self::Done => "done",
+            Self::Invalid => "invalid",
+            Self::Refused => "refused",
+            Self::Throttled => "throttled",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// Whether requests for a KMS key are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Circuit {
+    /// They are.
+    Closed,
+    /// One at a time, until one does not fail.
+    Half,
+    /// They are not.
+    Open,
+}
