@@ -5,16 +5,19 @@
 
 pub mod aws;
 mod backends;
+mod guarded;
 pub mod local;
 
 pub use backends::Backends;
 pub use backends::Config;
 pub use backends::LocalConfig;
+pub use guarded::Guarded;
 
 use std::fmt;
 use std::str::FromStr;
 
 use async_trait::async_trait;
+use tokio::time::Instant;
 
 use crate::crypto::Secret;
 use crate::message::EncryptedDataKey;
@@ -56,6 +59,14 @@ pub trait Kms: Send + Sync + 'static {
     /// # Errors
     /// What a use of the key would meet, as far as the service tells.
     async fn describe_key(&self, key: &KeyRef) -> Result<(), Error>;
+
+    /// Since when calls for `key` have waited for nothing but the service; waits while they do
+    /// wait for something else, the loading of our own credentials say. None if they never did.
+    ///
+    /// The time of an attempt begins no earlier.
+    async fn ready_since(&self, _key: &KeyRef) -> Option<Instant> {
+        None
+    }
 }
 
 /// A fresh data key: its plaintext, and the same wrapped.
@@ -88,6 +99,14 @@ pub enum KeyRef {
 }
 
 impl KeyRef {
+    /// The Region that the key is called in; `local` for keys of the embedded KMS.
+    pub fn region(&self) -> &str {
+        match self {
+            Self::Aws(arn) => arn.region(),
+            Self::Local(_) => "local",
+        }
+    }
+
     /// The provider id of the data keys that this key wraps.
     pub fn provider_id(&self) -> &'static str {
         match self {

@@ -33,6 +33,7 @@ use crate::grpc::Server;
 use crate::grpc::listener;
 use crate::kms;
 use crate::kms::Backends;
+use crate::kms::Guarded;
 use crate::kms::aws::Aws;
 use crate::kms::local;
 use crate::kms::local::Keyring;
@@ -90,8 +91,10 @@ impl Broking {
         let telemetry = Telemetry::new();
         let metrics = Metrics::new(&telemetry.meter());
         let sink = Sink::open(&config.audit).map_err(|error| Failure::config(&error))?;
+        let guarded = Guarded::new(Arc::new(backends), &config.kms.aws, metrics.clone())
+            .map_err(|error| Failure::config(&error))?;
         let data_keys = DataKeys::new(
-            Arc::new(backends),
+            Arc::new(guarded),
             Arc::clone(&clock),
             metrics.clone(),
             &config.cache,

@@ -1,9 +1,10 @@
 //! AWS KMS behind [`Kms`]: the one room that knows the AWS SDK.
 //!
-//! One request per call. Retries, budgets and breakers stand above it, where they can see tenants.
+//! One request per call: retries and breakers stand above it, in [`Guarded`](crate::kms::Guarded).
 
 mod codes;
 mod config;
+mod credentials;
 mod failure;
 
 pub use config::Config;
@@ -36,6 +37,7 @@ use aws_sdk_kms::types::KeyState;
 use aws_sdk_kms::types::KeyUsageType;
 use aws_smithy_types::body::SdkBody;
 use http_body_util::Limited;
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use crate::crypto::Secret;
@@ -49,6 +51,8 @@ use crate::kms::Kms;
 use crate::kms::Unwrapped;
 use crate::kms::aws::codes::sentence;
 use crate::kms::aws::config::timeouts;
+use crate::kms::aws::credentials::Loads;
+use crate::kms::aws::credentials::Watched;
 use crate::kms::aws::failure::failure;
 use crate::message::EncryptedDataKey;
 use crate::message::EncryptionContext;
@@ -59,6 +63,7 @@ use crate::message::EncryptionContext;
 /// and kept. The Region is the one that the key's ARN names.
 pub struct Aws {
     plan: aws_sdk_kms::config::Builder,
+    loads: Loads,
     clients: Mutex<HashMap<String, Client>>,
 }
 
@@ -98,8 +103,13 @@ impl Aws {
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .interceptor(Bounded);
         plan.set_endpoint_url(config.endpoint);
+        let loads = Loads::default();
+        if let Some(provider) = sdk.credentials_provider() {
+            plan = plan.credentials_provider(Watched::new(provider, loads.clone()));
+        }
         Ok(Self {
             plan,
+            loads,
             clients: Mutex::default(),
         })
     }
@@ -213,6 +223,12 @@ impl Kms for Aws {
             .ok_or_else(|| Error::Invalid("no description of the key".to_owned()))?;
         same_key(arn, key.arn())?;
         usable(key)
+    }
+
+    /// All calls need our credentials, which are loaded by the first that finds them missing or
+    /// about to expire.
+    async fn ready_since(&self, _: &KeyRef) -> Option<Instant> {
+        self.loads.ended().await
     }
 }
 

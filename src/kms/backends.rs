@@ -7,6 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use jiff::SignedDuration;
 use serde::Deserialize;
+use tokio::time::Instant;
 
 use crate::kms::DataKey;
 use crate::kms::Error;
@@ -98,5 +99,9 @@ impl Kms for Backends {
 
     async fn describe_key(&self, key: &KeyRef) -> Result<(), Error> {
         self.of(key)?.describe_key(key).await
+    }
+
+    async fn ready_since(&self, key: &KeyRef) -> Option<Instant> {
+        self.of(key).ok()?.ready_since(key).await
     }
 }

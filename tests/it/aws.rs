@@ -1,20 +1,26 @@
 //! AWS KMS through the real SDK, against the fake and against moto.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use async_trait::async_trait;
 use aws_config::BehaviorVersion;
 use aws_config::SdkConfig;
+use aws_credential_types::Credentials;
 use aws_credential_types::credential_fn::provide_credentials_fn;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_credential_types::provider::error::CredentialsError;
 use jiff::SignedDuration;
 use keybroker::kms::Arn;
 use keybroker::kms::Error;
+use keybroker::kms::Guarded;
 use keybroker::kms::KeyRef;
 use keybroker::kms::Kms;
 use keybroker::kms::aws::Aws;
 use keybroker::kms::aws::Config;
 use keybroker::message::EncryptedDataKey;
 use keybroker::message::EncryptionContext;
+use keybroker::metrics::Metrics;
 use tokio::net::TcpListener;
 
 use crate::kms_contract::Fixture;
@@ -343,6 +349,32 @@ async fn slow_credentials_end_the_call_at_the_operation_timeout_alone() {
     let error = refusal(aws.generate_data_key(&key, &acme()).await);
     assert!(matches!(error, Error::Unavailable(_)), "{error}");
     assert_eq!(fake.calls(Operation::GenerateDataKey), 0);
+}
+
+#[tokio::test]
+async fn slow_credentials_are_not_held_against_kms() {
+    let fake = FakeKms::start().await;
+    let key = named(&fake.key(REGION));
+    let attempt = Duration::from_millis(500);
+    let config = Config {
+        attempt_timeout: SignedDuration::try_from(attempt).unwrap(),
+        ..fake.config()
+    };
+    let slow = provide_credentials_fn(move || async move {
+        tokio::time::sleep(attempt * 2).await;
+        Ok(Credentials::new(BROKER, "secret", None, None, "slow"))
+    });
+    let aws = Aws::new(&credentials(slow), config.clone()).unwrap();
+    let metrics = Metrics::unread();
+    let guarded = Guarded::new(Arc::new(aws), &config, metrics.clone()).unwrap();
+    guarded.generate_data_key(&key, &acme()).await.unwrap();
+    assert_eq!(metrics.kms(REGION).retries(), 0);
+
+    // Of a later attempt the credentials take nothing: it ends in time.
+    fake.fail(Operation::GenerateDataKey, Fault::Hang);
+    let error = refusal(guarded.generate_data_key(&key, &acme()).await);
+    assert!(matches!(error, Error::Unavailable(_)), "{error}");
+    assert_eq!(metrics.kms(REGION).retries(), 2);
 }
 
 #[tokio::test]

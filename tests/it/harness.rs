@@ -63,7 +63,9 @@ use keybroker::grpc::tls;
 use keybroker::grpc::tls::Material;
 use keybroker::identity;
 use keybroker::identity::Rules;
+use keybroker::kms::Guarded;
 use keybroker::kms::Kms;
+use keybroker::kms::aws;
 use keybroker::metrics::Metrics;
 use keybroker::policy::Policy;
 use keybroker::telemetry::Telemetry;
@@ -195,6 +197,9 @@ pub struct Setup {
     pub clock: Arc<dyn Clock>,
     /// Another KMS than the fake one.
     pub kms: Option<Arc<dyn Kms>>,
+    /// What stands before the KMS, as in `serve`; nothing does otherwise, so that tests of what is
+    /// behind see each failure once.
+    pub guard: Option<aws::Config>,
     /// The data-key cache.
     pub cache: datakeys::Config,
     folder: TempDir,
@@ -217,6 +222,7 @@ impl Setup {
             },
             clock: Arc::new(clock::System),
             kms: None,
+            guard: None,
             cache: datakeys::Config::default(),
             folder: tempfile::tempdir().unwrap(),
             bundles: Vec::new(),
@@ -307,9 +313,12 @@ impl Broker {
         let directory = Directory::parse(&setup.tenants, Path::new("tenants.toml")).unwrap();
         let policy = Policy::new(Arc::new(directory), Arc::new(rules)).unwrap();
         let fake = Arc::new(FakeKms::new());
-        let kms = setup.kms.unwrap_or_else(|| fake.clone());
         let telemetry = Telemetry::new();
         let metrics = Metrics::new(&telemetry.meter());
+        let mut kms = setup.kms.unwrap_or_else(|| fake.clone());
+        if let Some(config) = &setup.guard {
+            kms = Arc::new(Guarded::new(kms, config, metrics.clone()).unwrap());
+        }
         let data_keys = DataKeys::new(kms, Arc::clone(&setup.clock), metrics.clone(), &setup.cache);
         let broker = Arc::new(keybroker::broker::Broker::new(policy, data_keys));
 

@@ -17,6 +17,8 @@ use crate::support::fake_kms::BROKER;
 use crate::support::fake_kms::FakeKms;
 use crate::support::fake_kms::Fault;
 use crate::support::fake_kms::Operation;
+use crate::support::http1::get;
+use crate::support::prometheus;
 
 const REGION: &str = "eu-west-1";
 
@@ -194,6 +196,75 @@ async fn an_outage_of_kms_can_be_retried() {
 }
 
 #[tokio::test]
+async fn a_failure_that_passes_is_not_told() {
+    let fake = FakeKms::start().await;
+    let arn = fake.key(REGION);
+    let broker = broker(&fake, fake.aws(), &[&arn], "operator").await;
+    let mut web = broker.caller(WEB).await;
+    let operation = Operation::GenerateDataKey;
+    fake.fail_next(1, operation, Fault::Code("KMSInternalException", 500));
+    web.encrypt(plaintext()).await.unwrap();
+    assert_eq!(fake.calls(operation), 2);
+}
+
+#[tokio::test]
+async fn a_refusal_is_asked_for_once() {
+    let fake = FakeKms::start().await;
+    let arn = fake.key(REGION);
+    fake.disable(&arn);
+    let broker = broker(&fake, fake.aws(), &[&arn], "operator").await;
+    let mut web = broker.caller(WEB).await;
+    let status = web.encrypt(plaintext()).await.unwrap_err();
+    assert_eq!(
+        answer(&status),
+        (Code::FailedPrecondition, "KEY_DISABLED".into())
+    );
+    assert_eq!(fake.calls(Operation::GenerateDataKey), 1);
+}
+
+#[tokio::test]
+async fn a_kms_that_keeps_failing_is_left_alone_and_metrics_say_so() {
+    let fake = FakeKms::start().await;
+    let arn = fake.key(REGION);
+    let operation = Operation::GenerateDataKey;
+    fake.fail(operation, Fault::Code("KMSInternalException", 500));
+    let broker = broker(&fake, fake.aws(), &[&arn], "operator").await;
+    let mut web = broker.caller(WEB).await;
+    let mut asked = None;
+    while asked != Some(fake.calls(operation)) {
+        asked = Some(fake.calls(operation));
+        let status = web.encrypt(plaintext()).await.unwrap_err();
+        assert_eq!(
+            answer(&status),
+            (Code::Unavailable, "KMS_UNAVAILABLE".into())
+        );
+        assert!(status.get_details_retry_info().is_some());
+    }
+    let calls = fake.calls(operation);
+    assert_eq!(calls, 20);
+    let record = broker.records().pop().unwrap();
+    let cause = record["errorMessage"].as_str().unwrap();
+    assert!(cause.contains("not asked"), "{cause}");
+
+    let scrape = get(broker.admin_address().unwrap(), "/metrics").await;
+    let series = prometheus::parse(&scrape.body);
+    let requests = |outcome: &str| {
+        let labels =
+            format!(r#"operation="GenerateDataKey",outcome="{outcome}",region="{REGION}""#);
+        series[&format!("keybroker_kms_requests_total{{{labels}}}")]
+    };
+    assert_eq!(requests("unavailable"), calls as f64);
+    assert_eq!(requests("done"), 0.0);
+    let of_region = |name: &str| series[&format!("{name}{{region=\"{REGION}\"}}")];
+    assert_eq!(of_region("keybroker_kms_circuit_state"), 2.0);
+    assert_eq!(of_region("keybroker_kms_throttles_total"), 0.0);
+    assert!(of_region("keybroker_kms_retries_total") >= 10.0);
+    let labels = format!(r#"operation="GenerateDataKey",region="{REGION}""#);
+    let timed = format!("keybroker_kms_request_duration_seconds_count{{{labels}}}");
+    assert_eq!(series[&timed], calls as f64);
+}
+
+#[tokio::test]
 async fn without_credentials_kms_is_unavailable_and_the_record_says_why() {
     let fake = FakeKms::start().await;
     let arn = fake.key(REGION);
@@ -233,6 +304,8 @@ async fn broker(fake: &FakeKms, aws: Aws, arns: &[&Arn], owner: &str) -> Broker 
         .with(|setup| {
             setup.tenants = tenants;
             setup.kms = Some(Arc::new(aws));
+            setup.guard = Some(fake.config());
+            setup.listen.admin = Some(([127, 0, 0, 1], 0).into());
         })
         .await
 }

@@ -1,5 +1,5 @@
-//! Every interleaving of the small parts that race: of the cache, of locked memory, of a
-//! connection. The product's own files are included by path; what they take from `crate::sync` is
+//! Every interleaving of the small parts that race: of the cache, of what stands before KMS, of
+//! locked memory, of a connection. The product's own files are included by path; what they take from `crate::sync` is
 //! loom's here.
 //!
 //! The usual run tries all interleavings of up to three preemptions, the long form
@@ -15,6 +15,8 @@ use keybroker::clock;
 use keybroker::clock::Clock as _;
 use keybroker::clock::Instant;
 use keybroker::clock::Manual;
+use keybroker::metrics;
+use keybroker::metrics::Circuit;
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::Notify;
@@ -25,6 +27,9 @@ use loom::thread::JoinHandle;
 
 #[path = "../../src/grpc/driver/bell.rs"]
 mod bell;
+#[allow(dead_code, reason = "some of it does not race")]
+#[path = "../../src/kms/guarded/breaker.rs"]
+mod breaker;
 #[path = "../../src/datakeys/budget.rs"]
 mod budget;
 #[path = "../../src/audit/queue.rs"]
@@ -39,6 +44,9 @@ mod scale;
 mod slots;
 
 use bell::Bell;
+use breaker::Breaker;
+use breaker::Change;
+use breaker::Verdict;
 use budget::Budget;
 use budget::Left;
 use refresh::Pace;
@@ -318,6 +326,91 @@ fn who_rings_is_answered() {
             ringer.join().expect("no panic");
         }
     });
+}
+
+/// Three want to probe a key: two of them give up, and the probe of one fails. No two probe at once,
+/// and the door is not wedged: when nobody probes any more, somebody can.
+#[test]
+fn no_two_probe_at_once() {
+    explore(|| {
+        let (breaker, now) = nearly_open();
+        fail(&breaker, now);
+        let later = now + Duration::from_secs(1);
+        let shared = Arc::new((breaker, UnsafeCell::new(())));
+        let probers = [None, Some(Verdict::Failure)].map(|verdict| {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || probe(&shared, later, verdict))
+        });
+        probe(&shared, later, None);
+        for prober in probers {
+            done(prober);
+        }
+        let (breaker, _) = &*shared;
+        let after = later + Duration::from_secs(1);
+        let pass = breaker.admit(after).expect("a probe");
+        assert!(breaker.admit(after).is_none(), "it is under way");
+        let change = pass.settle(Verdict::Success, after, 0);
+        assert_eq!(change, Some(Change::Close));
+    });
+}
+
+/// Makes the probe, if it may, and is alone in it: loom fails the model otherwise. Without a verdict
+/// it is given up.
+fn probe(
+    (breaker, cell): &(Breaker, UnsafeCell<()>),
+    now: tokio::time::Instant,
+    verdict: Option<Verdict>,
+) {
+    if let Some(pass) = breaker.admit(now) {
+        cell.with_mut(|_| ());
+        if let Some(verdict) = verdict {
+            pass.settle(verdict, now, 0);
+        }
+    }
+}
+
+/// While a breaker opens and a probe is under way, an earlier call succeeds and another asks to
+/// pass: the probe alone decides.
+#[test]
+fn the_probe_alone_decides() {
+    explore(|| {
+        let (breaker, now) = nearly_open();
+        let later = now + Duration::from_secs(1);
+        let breaker = Arc::new(breaker);
+        let early = {
+            let breaker = Arc::clone(&breaker);
+            thread::spawn(move || {
+                if let Some(pass) = breaker.admit(now) {
+                    assert_eq!(pass.settle(Verdict::Success, now, 0), None);
+                }
+            })
+        };
+        fail(&breaker, now);
+        let pass = breaker.admit(later).expect("a probe");
+        let late = {
+            let breaker = Arc::clone(&breaker);
+            thread::spawn(move || breaker.admit(later).is_some())
+        };
+        assert_eq!(pass.settle(Verdict::Failure, later, 0), None);
+        done(early);
+        assert!(!done(late), "one probe, and then none for a while");
+        assert_eq!(breaker.circuit(), Circuit::Open);
+    });
+}
+
+/// A breaker that the next failure opens, and the time.
+fn nearly_open() -> (Breaker, tokio::time::Instant) {
+    let now = tokio::time::Instant::now();
+    let breaker = Breaker::new(now);
+    for _ in 1..breaker::FEWEST {
+        fail(&breaker, now);
+    }
+    (breaker, now)
+}
+
+fn fail(breaker: &Breaker, now: tokio::time::Instant) {
+    let pass = breaker.admit(now).expect("it is closed");
+    pass.settle(Verdict::Failure, now, 0);
 }
 
 /// Takes a slot, if one is free, and is alone in it: loom fails the model otherwise.

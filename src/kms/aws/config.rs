@@ -16,10 +16,11 @@ pub struct Config {
     /// A URL that takes the place of AWS's own endpoints, for the keys of every Region: a VPC
     /// endpoint or an emulator. `https://…`, or `http://…` on this machine's loopback.
     pub endpoint: Option<String>,
-    /// Longest wait for KMS to begin its answer, connection included: above 0, at most 10 s.
+    /// Longest time for one attempt, connection included and the loading of our own credentials
+    /// not: above 0, at most 10 s.
     pub attempt_timeout: SignedDuration,
-    /// Longest time for a whole call, the loading of our own credentials included: at least
-    /// `attempt_timeout`, at most 30 s.
+    /// Longest time for a whole call, all attempts, the pauses between them and the loading of our
+    /// own credentials included: at least `attempt_timeout`, at most 30 s.
     pub operation_timeout: SignedDuration,
 }
 
@@ -29,7 +30,8 @@ impl Default for Config {
             endpoint: None,
             // KMS answers in 50 to 300 ms, seldom in more.
             attempt_timeout: SignedDuration::from_millis(750),
-            // A token exchange with STS or a slow metadata service fits in, once an hour.
+            // Three attempts fit in; or, once an hour, a token exchange with STS or a slow metadata
+            // service.
             operation_timeout: SignedDuration::from_secs(5),
         }
     }
@@ -41,7 +43,7 @@ impl Config {
     /// # Errors
     /// [`Misconfigured`] for the first outside.
     pub fn check(&self) -> Result<(), Misconfigured> {
-        timeouts(self)?;
+        self.timeouts()?;
         match &self.endpoint {
             Some(endpoint) if !is_confidential(endpoint) => Err(Misconfigured {
                 field: "endpoint",
@@ -49,6 +51,38 @@ impl Config {
             }),
             Some(_) | None => Ok(()),
         }
+    }
+
+    /// The longest times for an attempt and for a whole call.
+    ///
+    /// # Errors
+    /// [`Misconfigured`] for the first outside its bounds.
+    pub fn timeouts(&self) -> Result<(Duration, Duration), Misconfigured> {
+        let within = |field, span: SignedDuration, ceiling: Duration, why| {
+            Duration::try_from(span)
+                .ok()
+                .filter(|span| !span.is_zero() && *span <= ceiling)
+                .ok_or(Misconfigured { field, why })
+        };
+        let attempt = within(
+            "attempt_timeout",
+            self.attempt_timeout,
+            MAX_ATTEMPT,
+            "above 0, at most 10s",
+        )?;
+        let operation = within(
+            "operation_timeout",
+            self.operation_timeout,
+            MAX_OPERATION,
+            "above 0, at most 30s",
+        )?;
+        if operation < attempt {
+            return Err(Misconfigured {
+                field: "operation_timeout",
+                why: "at least attempt_timeout",
+            });
+        }
+        Ok((attempt, operation))
     }
 }
 
@@ -67,30 +101,7 @@ pub struct Misconfigured {
 /// # Errors
 /// [`Misconfigured`] for the first outside its bounds.
 pub(super) fn timeouts(config: &Config) -> Result<TimeoutConfig, Misconfigured> {
-    let within = |field, span: SignedDuration, ceiling: Duration, why| {
-        Duration::try_from(span)
-            .ok()
-            .filter(|span| !span.is_zero() && *span <= ceiling)
-            .ok_or(Misconfigured { field, why })
-    };
-    let attempt = within(
-        "attempt_timeout",
-        config.attempt_timeout,
-        MAX_ATTEMPT,
-        "above 0, at most 10s",
-    )?;
-    let operation = within(
-        "operation_timeout",
-        config.operation_timeout,
-        MAX_OPERATION,
-        "above 0, at most 30s",
-    )?;
-    if operation < attempt {
-        return Err(Misconfigured {
-            field: "operation_timeout",
-            why: "at least attempt_timeout",
-        });
-    }
+    let (attempt, operation) = config.timeouts()?;
     // The SDK's own attempt timeout would also cut short the loading of credentials, and a load
     // that is cut short begins anew at the next call: a token service that takes longer than one
     // attempt would never get through. The read timeout begins after it.
@@ -168,7 +179,7 @@ mod tests {
                 attempt_timeout: SignedDuration::from_millis(attempt),
                 operation_timeout: SignedDuration::from_millis(operation),
             };
-            timeouts(&config).map(drop).map_err(|error| error.field)
+            config.timeouts().map(drop).map_err(|error| error.field)
         };
         assert_eq!(check(1, 1), Ok(()));
         assert_eq!(check(10_000, 30_000), Ok(()));

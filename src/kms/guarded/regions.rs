@@ -1,0 +1,220 @@
+//! What is known of the Regions and keys that were called: a budget of retries for each Region, a
+//! breaker for each key.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::crypto::random;
+use crate::kms::Error;
+use crate::kms::KeyRef;
+use crate::kms::guarded::breaker::Breaker;
+use crate::kms::guarded::breaker::Change;
+use crate::kms::guarded::breaker::Pass;
+use crate::kms::guarded::breaker::Verdict;
+use crate::kms::guarded::retries::Budget;
+use crate::metrics::Circuit;
+use crate::metrics::KmsOperation;
+use crate::metrics::KmsOutcome;
+use crate::metrics::KmsTally;
+use crate::metrics::Metrics;
+use crate::sync::Mutex;
+use crate::sync::lock;
+
+/// All that were called of late.
+pub(super) struct Regions {
+    metrics: Metrics,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    regions: HashMap<String, Arc<Region>>,
+    keys: HashMap<KeyRef, Arc<Guard>>,
+}
+
+/// What the keys of a Region share.
+struct Region {
+    name: String,
+    budget: Mutex<Budget>,
+    tally: Arc<KmsTally>,
+}
+
+/// What stands before one key.
+pub(super) struct Guard {
+    key: KeyRef,
+    region: Arc<Region>,
+    breaker: Breaker,
+    /// What the gauge counts this key as.
+    shown: Mutex<Circuit>,
+}
+
+/// One request to a KMS. Dropped before it has ended it is counted as abandoned.
+pub(super) struct Request<'a> {
+    guard: &'a Guard,
+    operation: KmsOperation,
+    began: Instant,
+    pass: Option<Pass<'a>>,
+}
+
+impl Regions {
+    pub(super) fn new(metrics: Metrics) -> Self {
+        Self {
+            metrics,
+            known: Mutex::default(),
+        }
+    }
+
+    /// The guard of `key`.
+    pub(super) fn guard(&self, key: &KeyRef, now: Instant) -> Arc<Guard> {
+        let Known { regions, keys } = &mut *lock(&self.known);
+        if let Some(guard) = keys.get(key) {
+            return Arc::clone(guard);
+        }
+        let name = key.region();
+        let region = regions.entry(name.to_owned()).or_insert_with(|| {
+            Arc::new(Region {
+                name: name.to_owned(),
+                budget: Mutex::default(),
+                tally: self.metrics.kms(name),
+            })
+        });
+        let guard = Arc::new(Guard {
+            key: key.clone(),
+            region: Arc::clone(region),
+            breaker: Breaker::new(now),
+            shown: Mutex::new(Circuit::Closed),
+        });
+        keys.insert(key.clone(), Arc::clone(&guard));
+        guard
+    }
+
+    /// Forgets the keys that nobody has asked for during the last minute, and the Regions that have
+    /// no others.
+    pub(super) fn forget(&self, now: Instant) {
+        let Known { regions, keys } = &mut *lock(&self.known);
+        keys.retain(|_, guard| {
+            // Who has it will ask it.
+            let kept = Arc::strong_count(guard) > 1 || !guard.breaker.is_idle(now);
+            if !kept {
+                guard.show(|_| Circuit::Closed);
+            }
+            kept
+        });
+        regions.retain(|_, region| Arc::strong_count(region) > 1);
+    }
+}
+
+impl Guard {
+    /// Begins a request, unless the breaker is open.
+    pub(super) fn begin(&self, operation: KmsOperation, now: Instant) -> Option<Request<'_>> {
+        let pass = self.breaker.admit(now)?;
+        self.show(Breaker::circuit);
+        Some(Request {
+            guard: self,
+            operation,
+            began: now,
+            pass: Some(pass),
+        })
+    }
+
+    /// Takes a retry from the Region's budget, if one is left.
+    pub(super) fn retry(&self, now: Instant) -> bool {
+        lock(&self.region.budget).take(now)
+    }
+
+    /// Counts a retry that is made.
+    pub(super) fn retried(&self) {
+        self.region.tally.retried();
+    }
+
+    fn show(&self, of: fn(&Breaker) -> Circuit) {
+        let mut shown = lock(&self.shown);
+        // Under the lock: who comes last shows what is last.
+        let circuit = of(&self.breaker);
+        self.region.tally.circuit(*shown, circuit);
+        *shown = circuit;
+    }
+
+    fn tell(&self, change: Change, error: Option<&Error>) {
+        let (region, key) = (self.region.name.as_str(), &self.key);
+        match change {
+            Change::Open { failures, attempts } => tracing::warn!(
+                region,
+                %key,
+                failures,
+                attempts,
+                error = error.map(tracing::field::display),
+                "KMS fails for this key: from now on it is asked by one call every few seconds, until \
+                 that succeeds, and callers get what is cached or KMS_UNAVAILABLE; look at the error, \
+                 at the way to KMS in this Region, and at its provider's health page"
+            ),
+            Change::Close => tracing::info!(region, %key, "KMS answers for this key again"),
+        }
+    }
+}
+
+impl Request<'_> {
+    /// Ends the request with its answer.
+    pub(super) fn end<T>(mut self, answer: &Result<T, Error>, now: Instant) {
+        let error = answer.as_ref().err();
+        let outcome = error.map_or(KmsOutcome::Done, outcome);
+        let guard = self.guard;
+        let took = now.saturating_duration_since(self.began);
+        guard.region.tally.request(self.operation, outcome, took);
+        if outcome == KmsOutcome::Done {
+            lock(&guard.region.budget).earn();
+        }
+        let pass = self.pass.take();
+        if let Some(change) = pass.and_then(|pass| pass.settle(verdict(outcome), now, chance())) {
+            guard.tell(change, error);
+        }
+        guard.show(Breaker::circuit);
+    }
+}
+
+impl Drop for Request<'_> {
+    fn drop(&mut self) {
+        if self.pass.is_some() {
+            let took = self.began.elapsed();
+            let tally = &self.guard.region.tally;
+            tally.request(self.operation, KmsOutcome::Abandoned, took);
+        }
+    }
+}
+
+fn outcome(error: &Error) -> KmsOutcome {
+    match error {
+        Error::AccessDenied(_)
+        | Error::Disabled
+        | Error::IncorrectKey
+        | Error::InvalidCiphertext
+        | Error::NotFound(_)
+        | Error::PendingDeletion(_) => KmsOutcome::Refused,
+        Error::Credentials(_) => KmsOutcome::Credentials,
+        Error::Invalid(_) => KmsOutcome::Invalid,
+        Error::Throttled => KmsOutcome::Throttled,
+        Error::Unavailable(_) => KmsOutcome::Unavailable,
+    }
+}
+
+fn verdict(outcome: KmsOutcome) -> Verdict {
+    match outcome {
+        KmsOutcome::Done => Verdict::Success,
+        // Of credentials too: without them no call gets anywhere, and each would ask for them anew.
+        KmsOutcome::Credentials | KmsOutcome::Unavailable => Verdict::Failure,
+        // A single caller may bring about an answer that we can't read, or a request that KMS
+        // can't: it shall not close the door on others.
+        KmsOutcome::Abandoned
+        | KmsOutcome::Invalid
+        | KmsOutcome::Refused
+        | KmsOutcome::Throttled => Verdict::Neutral,
+    }
+}
+
+/// A random number. Without randomness pauses are at their longest.
+pub(super) fn chance() -> u16 {
+    let mut bytes = [0; 2];
+    random::fill(&mut bytes).map_or(u16::MAX, |()| u16::from_be_bytes(bytes))
+}

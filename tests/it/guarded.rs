@@ -1,0 +1,283 @@
+//! What stands before a KMS: when calls end, which are made again and how often, and when KMS is
+//! left alone.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use jiff::SignedDuration;
+use keybroker::kms::Error;
+use keybroker::kms::Guarded;
+use keybroker::kms::KeyRef;
+use keybroker::kms::Kms;
+use keybroker::kms::aws::Config;
+use keybroker::message::EncryptionContext;
+use keybroker::metrics::KmsOperation;
+use keybroker::metrics::KmsOutcome;
+use keybroker::metrics::Metrics;
+use tokio::time::Instant;
+
+use crate::harness::FakeKms;
+use crate::harness::soon;
+use crate::support::figures;
+use crate::support::scale::scaled;
+
+/// A guard over a fake.
+struct Scene {
+    fake: Arc<FakeKms>,
+    guarded: Arc<Guarded>,
+    metrics: Metrics,
+    key: KeyRef,
+}
+
+impl Scene {
+    fn set() -> Self {
+        Self::with(Config::default())
+    }
+
+    fn with(config: Config) -> Self {
+        let fake = Arc::new(FakeKms::default());
+        let metrics = Metrics::unread();
+        let guarded = Guarded::new(fake.clone(), &config, metrics.clone()).unwrap();
+        Self {
+            fake,
+            guarded: Arc::new(guarded),
+            metrics,
+            key: key(0),
+        }
+    }
+
+    /// With these timeouts, in milliseconds.
+    fn timed(attempt: i64, operation: i64) -> Self {
+        Self::with(Config {
+            attempt_timeout: SignedDuration::from_millis(attempt),
+            operation_timeout: SignedDuration::from_millis(operation),
+            ..Config::default()
+        })
+    }
+
+    async fn call(&self) -> Result<(), Error> {
+        self.call_of(&self.key).await
+    }
+
+    async fn call_of(&self, key: &KeyRef) -> Result<(), Error> {
+        let context = EncryptionContext::default();
+        let made = self.guarded.generate_data_key(key, &context).await;
+        made.map(drop)
+    }
+
+    /// Has calls fail until the key's KMS is not asked any more.
+    async fn open(&self) {
+        let mut calls = 0;
+        while self.fake.calls() < 20 && calls < 20 {
+            self.call().await.unwrap_err();
+            calls += 1;
+        }
+        let before = self.fake.calls();
+        let error = self.call().await.unwrap_err();
+        assert!(error.to_string().contains("not asked"), "{error}");
+        assert_eq!(self.fake.calls(), before);
+    }
+}
+
+fn key(number: usize) -> KeyRef {
+    let arn = format!("arn:aws:kms:eu-west-1:111122223333:key/key-{number}");
+    arn.parse().unwrap()
+}
+
+fn away() -> Error {
+    Error::Unavailable("away".into())
+}
+
+#[tokio::test]
+async fn a_success_after_one_failure_takes_two_requests() {
+    for error in [away(), Error::Throttled] {
+        let scene = Scene::set();
+        let requests = AtomicUsize::new(0);
+        let failing = error.clone();
+        scene
+            .fake
+            .rule(move |_| match requests.fetch_add(1, Ordering::SeqCst) {
+                0 => Err(failing.clone()),
+                _ => Ok(()),
+            });
+        scene.call().await.unwrap();
+        assert_eq!(scene.fake.calls(), 2, "{error}");
+        assert_eq!(scene.metrics.kms("eu-west-1").retries(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_call_has_three_attempts_at_most() {
+    let scene = Scene::set();
+    scene.fake.fail(away());
+    assert_eq!(scene.call().await, Err(away()));
+    assert_eq!(scene.fake.calls(), 3);
+}
+
+#[tokio::test]
+async fn what_is_no_outage_is_not_tried_again_and_opens_nothing() {
+    let refusals = [
+        Error::AccessDenied("no".into()),
+        Error::Disabled,
+        Error::IncorrectKey,
+        Error::Invalid("garbage".into()),
+        Error::InvalidCiphertext,
+        Error::NotFound("no".into()),
+        Error::PendingDeletion("soon".into()),
+    ];
+    for error in refusals {
+        let scene = Scene::set();
+        scene.fake.fail(error.clone());
+        for calls in 1..=50 {
+            assert_eq!(scene.call().await, Err(error.clone()));
+            assert_eq!(scene.fake.calls(), calls, "{error}");
+        }
+        assert_eq!(scene.metrics.kms("eu-west-1").circuit_state(), 0);
+    }
+}
+
+#[tokio::test]
+async fn an_attempt_that_would_not_end_in_time_is_not_begun() {
+    let scene = Scene::timed(1000, 1000);
+    scene.fake.fail(away());
+    assert_eq!(scene.call().await, Err(away()));
+    assert_eq!(scene.fake.calls(), 1);
+}
+
+/// D-1.
+#[tokio::test]
+async fn a_kms_that_hangs_is_given_up_and_then_left_alone() {
+    let scene = Scene::timed(100, 250);
+    let _held = scene.fake.hold().await;
+    let began = Instant::now();
+    let error = scene.call().await.unwrap_err();
+    assert_eq!(error, Error::Unavailable("no answer within 100ms".into()));
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(100), "{took:?}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
+
+    join_all((0..20).map(|_| scene.call())).await;
+    let asked = scene.fake.calls();
+    let mut times = Vec::new();
+    for _ in 0..1000 {
+        let began = Instant::now();
+        scene.call().await.unwrap_err();
+        times.push(began.elapsed());
+    }
+    assert_eq!(scene.fake.calls(), asked);
+    times.sort_unstable();
+    assert!(times[990] < Duration::from_millis(20), "{:?}", times[990]);
+    assert_eq!(scene.metrics.kms("eu-west-1").circuit_state(), 2);
+}
+
+#[tokio::test]
+async fn another_key_of_the_region_is_still_asked() {
+    let scene = Scene::set();
+    let broken = scene.key.to_string();
+    scene.fake.rule(move |call| match call.key == broken {
+        true => Err(away()),
+        false => Ok(()),
+    });
+    scene.open().await;
+    scene.call_of(&key(1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_gives_up_a_probe_wedges_nothing_and_its_success_lets_all_pass() {
+    let scene = Scene::timed(10_000, 30_000);
+    scene.fake.fail(away());
+    scene.open().await;
+    scene.fake.heal();
+    for abandoned in [true, false] {
+        let asked = scene.fake.calls();
+        let held = scene.fake.hold().await;
+        // Refused until a probe may begin, which is held.
+        let mut ticks = tokio::time::interval(Duration::from_millis(10));
+        let mut probing = None;
+        soon(async {
+            while probing.is_none() {
+                ticks.tick().await;
+                let guarded = Arc::clone(&scene.guarded);
+                let key = scene.key.clone();
+                let mut probe = tokio::spawn(async move {
+                    let context = EncryptionContext::default();
+                    guarded.generate_data_key(&key, &context).await.map(drop)
+                });
+                tokio::select! {
+                    ended = &mut probe => assert!(ended.unwrap().is_err()),
+                    () = scene.fake.reached(asked + 1) => probing = Some(probe),
+                }
+            }
+        })
+        .await;
+        let probe = probing.unwrap();
+        for _ in 0..10 {
+            scene.call().await.unwrap_err();
+        }
+        assert_eq!(scene.fake.calls(), asked + 1, "one probe at a time");
+        if abandoned {
+            probe.abort();
+            assert!(probe.await.unwrap_err().is_cancelled());
+        } else {
+            drop(held);
+            probe.await.unwrap().unwrap();
+        }
+    }
+    join_all((0..10).map(|_| scene.call()))
+        .await
+        .into_iter()
+        .for_each(Result::unwrap);
+    let tally = scene.metrics.kms("eu-west-1");
+    let count = |outcome| tally.requests(KmsOperation::GenerateDataKey, outcome);
+    assert_eq!(count(KmsOutcome::Abandoned), 1);
+    assert_eq!(count(KmsOutcome::Done), 11);
+    assert_eq!(tally.circuit_state(), 0);
+}
+
+/// D-2: at more than 100 calls a second, of which none succeeds.
+#[tokio::test]
+async fn retries_stay_within_their_budget_when_everything_fails() {
+    let calls = scaled(10_000, 100_000);
+    // Over so many keys no breaker opens: the budget is on its own.
+    let (spread, one) = (calls / 10, 1);
+    let ratios = join_all([
+        requests_per_call(away(), calls, spread),
+        requests_per_call(Error::Throttled, calls, one),
+        requests_per_call(away(), calls, one),
+    ])
+    .await;
+    for ratio in &ratios {
+        assert!(*ratio <= 1.1, "{ratios:?}");
+    }
+    assert!(ratios[0] > 1.0 && ratios[1] > 1.0, "{ratios:?}");
+    assert!(ratios[2] < 0.1, "a breaker is open: {ratios:?}");
+    let worst = ratios.into_iter().fold(0.0, f64::max);
+    figures::record("upstream", [("retry_requests_per_call", worst)]);
+}
+
+/// Has so many `calls` of so many `keys` fail, 2,000 a second.
+async fn requests_per_call(error: Error, calls: usize, keys: usize) -> f64 {
+    let scene = Scene::set();
+    scene.fake.fail(error);
+    let keys: Vec<KeyRef> = (0..keys).map(key).collect();
+    let mut ticks = tokio::time::interval(Duration::from_millis(10));
+    let mut running = Vec::new();
+    for number in 0..calls {
+        if number % 20 == 0 {
+            ticks.tick().await;
+        }
+        let guarded = Arc::clone(&scene.guarded);
+        let key = keys[number % keys.len()].clone();
+        running.push(tokio::spawn(async move {
+            let context = EncryptionContext::default();
+            guarded.generate_data_key(&key, &context).await.map(drop)
+        }));
+    }
+    for call in join_all(running).await {
+        call.unwrap().unwrap_err();
+    }
+    scene.fake.calls() as f64 / calls as f64
+}
