@@ -7,6 +7,7 @@ mod dev;
 mod house;
 mod keyring;
 mod memory;
+mod outages;
 mod reloading;
 mod scan;
 mod serving;

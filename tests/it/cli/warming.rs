@@ -92,7 +92,7 @@ async fn a_file_that_never_answers_holds_nobody_up() {
 
 /// A site whose key `orders` is in `fake`, which serves the user of this process, and keeps a
 /// warm file.
-fn site(fake: &FakeKms) -> Site {
+pub(super) fn site(fake: &FakeKms) -> Site {
     let site = Site::without_keyring();
     let uid = fs::metadata("/proc/self").unwrap().uid();
     let arn = fake.key("eu-west-1");
@@ -111,7 +111,7 @@ fn site(fake: &FakeKms) -> Site {
 }
 
 /// A server that serves.
-fn serve(site: &Site) -> Running {
+pub(super) fn serve(site: &Site) -> Running {
     let mut command = site.command(&["serve"]);
     command
         .env("AWS_ACCESS_KEY_ID", BROKER)
@@ -121,7 +121,7 @@ fn serve(site: &Site) -> Running {
     server
 }
 
-fn client(site: &Site, args: &[&str]) -> Command {
+pub(super) fn client(site: &Site, args: &[&str]) -> Command {
     let address = format!("unix:{}", site.path("broker.sock").display());
     let mut command = site.command(args);
     command.env("KEYBROKER_ADDR", address);
