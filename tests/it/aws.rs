@@ -549,7 +549,8 @@ async fn a_key_is_asked_in_its_own_region() {
     let scene = Scene::set().await;
     scene
         .fake
-        .fail_region("us-east-1", Operation::GenerateDataKey, Fault::Reset);
+        .region("us-east-1")
+        .fail(Operation::GenerateDataKey, Fault::Reset);
     assert!(
         scene
             .aws

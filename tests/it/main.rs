@@ -28,6 +28,7 @@ mod deadlines;
 mod embedded;
 mod errors;
 mod examples;
+mod faults;
 mod guarded;
 mod isolation;
 mod keyring;

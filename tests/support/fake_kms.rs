@@ -1,59 +1,84 @@
 //! A fake AWS KMS: its wire protocol over HTTP, its rules, and faults on demand.
 //!
 //! The real SDK talks to it, so that timeouts, retries and the decoding of errors are the SDK's.
-//! It checks no signatures, and knows no grants, dry runs or quotas.
+//! It checks of signatures the date alone, and knows no grants or dry runs.
+//!
+//! ```ignore
+//! let fake = FakeKms::start().await;
+//! let aws = fake.aws();                                    // the real client
+//! let region = fake.region("eu-west-1");
+//! region.throttle_above(50);                               // a second, on the fake's clock
+//! region.fail_all(Fault::Hang);
+//! region.cut_off().await;                                  // refuses connections
+//! region.heal();
+//! let tenants = fake.counts(|call| call.tenant().map(str::to_owned));
+//! let most = fake.most_at_once(|call| call.region == "eu-west-1");
+//! ```
+//!
+//! | room | what is there |
+//! |---|---|
+//! | `answer` | answers as they go over the wire: whole, in pieces, or torn |
+//! | `calls` | what was asked, and how it ended |
+//! | `door` | a port, and the connections that come through it |
+//! | `exchange` | from a request to an answer, or to the fault that takes its place |
+//! | `faults` | what can go wrong, and when |
+//! | `keys` | keys, their names and states, and who may use them |
+//! | `quota` | how many calls a second |
+//! | `region` | what can go wrong in a Region as a whole |
+//! | `request` | a request as it is read |
+//! | `route` | the way of the real client to the port of a Region |
+//! | `service` | the operations, when nothing goes wrong |
 
+mod answer;
+mod calls;
+mod door;
+mod exchange;
+mod faults;
+mod keys;
+mod quota;
+mod region;
+mod request;
+mod route;
 mod service;
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
-use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::sync::PoisonError;
-use std::time::Duration;
 
 use aws_config::BehaviorVersion;
 use aws_config::SdkConfig;
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
-use bytes::Bytes;
-use http_body_util::BodyExt;
-use http_body_util::Full;
-use http_body_util::StreamBody;
-use http_body_util::combinators::UnsyncBoxBody;
-use hyper::body::Frame;
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use jiff::SignedDuration;
+use keybroker::clock;
+use keybroker::clock::Clock;
+use keybroker::clock::Instant;
 use keybroker::kms::Arn;
 use keybroker::kms::aws::Aws;
 use keybroker::kms::aws::Config;
-use serde_json::Value;
-use serde_json::json;
-use socket2::SockRef;
-use tokio::net::TcpListener;
-use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
-use uuid::Uuid;
 
-use service::Answer;
-use service::Refusal;
-use service::Request;
+pub use calls::Call;
+pub use calls::Counts;
+pub use calls::Outcome;
+pub use faults::Fault;
+pub use keys::State;
+pub use region::Region;
+
+use calls::Log;
+use door::Door;
+use faults::Rule;
+use faults::Rules;
+use region::Station;
 use service::Service;
-pub use service::State;
-use service::Usage;
 
 /// The access key of the callers that [`FakeKms::aws`] makes.
 pub const BROKER: &str = "AKIABROKER";
 
 /// What the fake can be asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Operation {
     Decrypt,
     DescribeKey,
@@ -63,98 +88,68 @@ pub enum Operation {
     GenerateRandom,
 }
 
-/// What can go wrong with an answer.
-#[derive(Clone, Debug)]
-pub enum Fault {
-    /// This error code with this HTTP status.
-    Code(&'static str, u16),
-    /// A body as it stands, with this HTTP status.
-    Body(u16, String),
-    /// The right answer, late.
-    Delay(Duration),
-    /// This error code, with a message that repeats the request's context.
-    EchoContext(&'static str),
-    /// This error code, with a message that repeats the request's head.
-    EchoHead(&'static str),
-    /// A success whose body is no JSON.
-    Garbage,
-    /// No answer, on a connection that stays open.
-    Hang,
-    /// A success with a body of this many bytes.
-    Huge(usize),
-    /// A page of somebody between, with this HTTP status and no code.
-    Page(u16),
-    /// The connection is reset.
-    Reset,
-    /// Half of the body, then the end.
-    Truncate,
-    /// Another key's ARN in the answer.
-    WrongKeyId,
-    /// A plaintext of this many bytes.
-    WrongLength(usize),
-}
-
-/// One request, as it arrived.
-#[derive(Clone, Debug)]
-pub struct Call {
-    pub operation: Operation,
-    /// The ARN of the key that was named; what was sent, if that names no key.
-    pub key: Option<String>,
-    /// The access key.
-    pub caller: String,
-    pub region: String,
-    pub context: BTreeMap<String, String>,
-}
-
 /// A running fake. Stops when dropped.
 pub struct FakeKms {
-    address: SocketAddr,
+    door: Door,
     shared: Arc<Shared>,
-    server: JoinHandle<()>,
 }
 
 struct Shared {
     service: Mutex<Service>,
-    faults: Mutex<Vec<Rule>>,
-    log: watch::Sender<Vec<Call>>,
+    faults: Mutex<Rules>,
+    regions: Mutex<BTreeMap<String, Arc<Station>>>,
+    log: Log,
     holds: watch::Sender<usize>,
-}
-
-/// When a fault happens. The latest rule that matches counts.
-struct Rule {
-    operation: Operation,
-    key: Option<String>,
-    region: Option<String>,
-    remaining: Option<usize>,
-    fault: Fault,
+    clock: Arc<dyn Clock>,
+    began: Instant,
 }
 
 impl FakeKms {
+    /// A fake on the machine's clock.
     pub async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
+        Self::start_on(Arc::new(clock::System)).await
+    }
+
+    /// A fake whose quotas refill, and whose log counts, on `clock`.
+    pub async fn start_on(clock: Arc<dyn Clock>) -> Self {
         let shared = Arc::new(Shared {
             service: Mutex::default(),
             faults: Mutex::default(),
-            log: watch::Sender::default(),
+            regions: Mutex::default(),
+            log: Log::default(),
             holds: watch::Sender::default(),
+            began: clock.now(),
+            clock,
         });
-        let server = tokio::spawn(serve(listener, Arc::clone(&shared)));
         Self {
-            address,
+            door: Door::open(&shared),
             shared,
-            server,
         }
     }
 
-    /// Where it listens: `http://127.0.0.1:<port>`.
+    /// Where it listens for all Regions: `http://127.0.0.1:<port>`.
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+        self.door.endpoint()
     }
 
-    /// The real client, aimed at this fake, with timeouts that no answer here comes near.
+    /// A Region, to be troubled as a whole.
+    pub fn region(&self, name: &str) -> Region<'_> {
+        Region::of(self, name)
+    }
+
+    /// The real client, aimed at this fake, with timeouts that no answer here comes near. It meets
+    /// each Region on a port of its own.
     pub fn aws(&self) -> Aws {
-        Aws::new(&sdk_config(BROKER), self.config()).expect("a valid configuration")
+        self.aws_with(self.config())
+    }
+
+    /// The same with another configuration.
+    pub fn aws_with(&self, config: Config) -> Aws {
+        let sdk = sdk_config(BROKER)
+            .into_builder()
+            .http_client(route::by_region(&self.shared))
+            .build();
+        Aws::new(&sdk, config).expect("a valid configuration")
     }
 
     /// The configuration of [`FakeKms::aws`].
@@ -166,63 +161,6 @@ impl FakeKms {
         }
     }
 
-    /// A new symmetric key in `region`.
-    pub fn key(&self, region: &str) -> Arn {
-        self.add(region, &Uuid::new_v4().to_string(), Usage::Encrypt)
-    }
-
-    /// A new key in `region` that can only make MACs.
-    pub fn hmac_key(&self, region: &str) -> Arn {
-        self.add(region, &Uuid::new_v4().to_string(), Usage::Mac)
-    }
-
-    /// A new multi-Region key, with its primary in `region`.
-    pub fn multi_region_key(&self, region: &str) -> Arn {
-        let id = format!("mrk-{}", Uuid::new_v4().simple());
-        self.add(region, &id, Usage::Encrypt)
-    }
-
-    /// A replica of a multi-Region key in another Region, with a state and denials of its own.
-    pub fn replica(&self, primary: &Arn, region: &str) -> Arn {
-        self.add(region, id(primary), Usage::Encrypt)
-    }
-
-    /// A second name, `alias/<name>`, in the key's Region.
-    pub fn alias(&self, key: &Arn, name: &str) {
-        self.service(|service| service.alias(key.region(), name, id(key)));
-    }
-
-    pub fn disable(&self, key: &Arn) {
-        self.set_state(key, State::Disabled);
-    }
-
-    pub fn enable(&self, key: &Arn) {
-        self.set_state(key, State::Enabled);
-    }
-
-    pub fn schedule_deletion(&self, key: &Arn) {
-        self.set_state(key, State::PendingDeletion);
-    }
-
-    pub fn set_state(&self, key: &Arn, state: State) {
-        self.service(|service| service.set_state(key.region(), id(key), state));
-    }
-
-    /// Gives the key new material; what the old one wrapped still opens.
-    pub fn rotate(&self, key: &Arn) {
-        self.service(|service| service.rotate(id(key)));
-    }
-
-    /// Refuses `operation` with `key` to the caller with this access key.
-    pub fn deny(&self, caller: &str, operation: Operation, key: &Arn) {
-        self.service(|service| service.deny(caller, operation, key.as_str()));
-    }
-
-    /// Ends a [`FakeKms::deny`].
-    pub fn allow(&self, caller: &str, operation: Operation, key: &Arn) {
-        self.service(|service| service.allow(caller, operation, key.as_str()));
-    }
-
     /// Knows the caller with this access key no more.
     pub fn revoke(&self, caller: &str) {
         self.service(|service| service.revoke(caller));
@@ -230,27 +168,25 @@ impl FakeKms {
 
     /// Answers every `operation` with `fault` until [`FakeKms::heal`].
     pub fn fail(&self, operation: Operation, fault: Fault) {
-        self.rule(operation, None, None, None, fault);
+        self.rule(operation, None, None, fault);
     }
 
     /// Answers the next `calls` of `operation` with `fault`.
     pub fn fail_next(&self, calls: usize, operation: Operation, fault: Fault) {
-        self.rule(operation, None, None, Some(calls), fault);
+        self.rule(operation, None, Some(calls), fault);
     }
 
     /// Answers every `operation` with `key` with `fault`.
     pub fn fail_key(&self, key: &Arn, operation: Operation, fault: Fault) {
-        self.rule(operation, Some(key.to_string()), None, None, fault);
+        self.rule(operation, Some(key.to_string()), None, fault);
     }
 
-    /// Answers every `operation` in `region` with `fault`.
-    pub fn fail_region(&self, region: &str, operation: Operation, fault: Fault) {
-        self.rule(operation, None, Some(region.to_owned()), None, fault);
-    }
-
-    /// Ends all faults.
+    /// Ends all faults, and all that is wrong in a Region.
     pub fn heal(&self) {
         lock(&self.shared.faults).clear();
+        for station in lock(&self.shared.regions).values() {
+            station.heal(&self.shared);
+        }
     }
 
     /// Holds all calls, which are counted when they arrive, until the guard is dropped.
@@ -261,9 +197,12 @@ impl FakeKms {
 
     /// Waits until `operation` was called `calls` times.
     pub async fn arrived(&self, operation: Operation, calls: usize) {
-        let reached = |log: &Vec<Call>| count(log, operation, None) >= calls;
-        let mut log = self.shared.log.subscribe();
-        log.wait_for(reached).await.expect("the fake lives");
+        self.until(|log| count(log, operation, None) >= calls).await;
+    }
+
+    /// Waits until the log is so.
+    pub async fn until(&self, reached: impl FnMut(&[Call]) -> bool) {
+        self.shared.log.until(reached).await;
     }
 
     /// The plaintext of every data key that was given out, and of all else that was encrypted.
@@ -273,22 +212,36 @@ impl FakeKms {
 
     /// How many times `operation` was called.
     pub fn calls(&self, operation: Operation) -> usize {
-        count(&self.shared.log.borrow(), operation, None)
+        self.shared.log.read(|log| count(log, operation, None))
     }
 
     /// How many times `operation` was called with `key`.
     pub fn calls_of(&self, key: &Arn, operation: Operation) -> usize {
-        count(&self.shared.log.borrow(), operation, Some(key.as_str()))
+        let key = Some(key.as_str());
+        self.shared.log.read(|log| count(log, operation, key))
     }
 
     /// All calls so far, in order.
     pub fn log(&self) -> Vec<Call> {
-        self.shared.log.borrow().clone()
+        self.shared.log.read(<[Call]>::to_vec)
     }
 
-    fn add(&self, region: &str, id: &str, usage: Usage) -> Arn {
-        self.service(|service| service.add(region, id, usage));
-        service::arn(region, id).parse().expect("a valid ARN")
+    /// How the calls of each group ended: by tenant, by Region, by second of [`Call::at`], by any
+    /// of these together.
+    pub fn counts<G: Ord>(&self, group: impl Fn(&Call) -> G) -> BTreeMap<G, Counts> {
+        let mut counts: BTreeMap<G, Counts> = BTreeMap::new();
+        self.shared.log.read(|log| {
+            for call in log {
+                counts.entry(group(call)).or_default().add(call);
+            }
+        });
+        counts
+    }
+
+    /// Most calls for which `which` holds that lasted at one time.
+    pub fn most_at_once(&self, which: impl Fn(&Call) -> bool) -> usize {
+        let log = &self.shared.log;
+        log.read(|log| calls::most_at_once(log.iter().filter(|call| which(call))))
     }
 
     fn service<T>(&self, change: impl FnOnce(&mut Service) -> T) -> T {
@@ -299,14 +252,13 @@ impl FakeKms {
         &self,
         operation: Operation,
         key: Option<String>,
-        region: Option<String>,
         remaining: Option<usize>,
         fault: Fault,
     ) {
-        lock(&self.shared.faults).push(Rule {
-            operation,
+        lock(&self.shared.faults).add(Rule {
+            operation: Some(operation),
             key,
-            region,
+            region: None,
             remaining,
             fault,
         });
@@ -315,7 +267,21 @@ impl FakeKms {
 
 impl Drop for FakeKms {
     fn drop(&mut self) {
-        self.server.abort();
+        // A call that hangs holds its Region, and so its own end.
+        for station in lock(&self.shared.regions).values() {
+            station.door.close();
+        }
+    }
+}
+
+impl Shared {
+    /// A Region, which there is from the first time that it is named.
+    fn station(self: &Arc<Self>, region: &str) -> Arc<Station> {
+        let mut regions = lock(&self.regions);
+        let station = regions
+            .entry(region.to_owned())
+            .or_insert_with(|| Arc::new(Station::open(self)));
+        Arc::clone(station)
     }
 }
 
@@ -337,193 +303,6 @@ pub fn sdk_config(caller: &str) -> SdkConfig {
         .build()
 }
 
-type Body = UnsyncBoxBody<Bytes, io::Error>;
-type Response = hyper::Response<Body>;
-
-async fn serve(listener: TcpListener, shared: Arc<Shared>) {
-    let mut connections = tokio::task::JoinSet::new();
-    while let Ok((stream, _)) = listener.accept().await {
-        stream.set_nodelay(true).expect("a socket");
-        connections.spawn(converse(stream, Arc::clone(&shared)));
-    }
-}
-
-async fn converse(stream: TcpStream, shared: Arc<Shared>) {
-    let stream = stream.into_std().expect("a socket");
-    let handle = stream.try_clone().expect("a second handle");
-    let stream = TcpStream::from_std(stream).expect("a socket");
-    let answer = service_fn(|request| {
-        let shared = Arc::clone(&shared);
-        let handle = &handle;
-        async move {
-            let answer = respond(request, &shared).await;
-            if answer.is_err() {
-                // Closed with a reset instead of an orderly end.
-                SockRef::from(handle)
-                    .set_linger(Some(Duration::ZERO))
-                    .expect("a socket");
-            }
-            answer
-        }
-    });
-    let connection = hyper::server::conn::http1::Builder::new();
-    // Clients that go away are no failure of the fake.
-    let _ = connection
-        .serve_connection(TokioIo::new(stream), answer)
-        .await;
-}
-
-/// The answer to a request; an error resets the connection.
-async fn respond(request: hyper::Request<Incoming>, shared: &Shared) -> io::Result<Response> {
-    let (parts, body) = request.into_parts();
-    let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
-    let request = match parse(&parts.headers, &body) {
-        Ok(request) => request,
-        Err(refusal) => return Ok(error(400, refusal.code, &refusal.message)),
-    };
-    let key = lock(&shared.service).arn_of(&request);
-    shared.log.send_modify(|log| {
-        log.push(Call {
-            operation: request.operation,
-            key: key.or_else(|| request.body["KeyId"].as_str().map(str::to_owned)),
-            caller: request.caller.clone(),
-            region: request.region.clone(),
-            context: service::context(&request).unwrap_or_default(),
-        });
-    });
-    let _ = shared.holds.subscribe().wait_for(|holds| *holds == 0).await;
-    let fault = fault(shared, &request);
-    let answer = || lock(&shared.service).answer(&request);
-    match fault {
-        None => Ok(reply(answer())),
-        Some(Fault::Body(status, body)) => Ok(whole(status, body)),
-        Some(Fault::EchoContext(code)) => {
-            let context = &request.body["EncryptionContext"];
-            Ok(error(400, code, &format!("not with {context}")))
-        }
-        Some(Fault::EchoHead(code)) => {
-            let token = &parts.headers["x-amz-security-token"];
-            let message = format!("not x-amz-security-token:{token:?} of {:?}", parts.headers);
-            Ok(error(400, code, &message))
-        }
-        Some(Fault::Code(code, status)) => Ok(error(status, code, "as the test wants it")),
-        Some(Fault::Delay(span)) => {
-            tokio::time::sleep(span).await;
-            Ok(reply(answer()))
-        }
-        Some(Fault::Garbage) => Ok(whole(200, "{\"Plaintext\": not so")),
-        Some(Fault::Hang) => std::future::pending().await,
-        Some(Fault::Huge(length)) => Ok(whole(200, " ".repeat(length))),
-        Some(Fault::Page(status)) => Ok(whole(status, "<html>Bad gateway</html>")),
-        Some(Fault::Reset) => Err(io::ErrorKind::ConnectionReset.into()),
-        Some(Fault::Truncate) => Ok(half(answer())),
-        Some(Fault::WrongKeyId) => Ok(reply(answer().map(|mut answer| {
-            let other = service::arn(&request.region, &Uuid::new_v4().to_string());
-            match answer.get_mut("KeyMetadata") {
-                Some(key) => key["Arn"] = other.into(),
-                None => answer["KeyId"] = other.into(),
-            }
-            answer
-        }))),
-        Some(Fault::WrongLength(length)) => Ok(reply(answer().map(|mut answer| {
-            answer["Plaintext"] = BASE64_STANDARD.encode(service::random(length)).into();
-            answer
-        }))),
-    }
-}
-
-fn parse(headers: &hyper::HeaderMap, body: &[u8]) -> Result<Request, Refusal> {
-    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let operation = match header("x-amz-target").and_then(|t| t.strip_prefix("TrentService.")) {
-        Some("Decrypt") => Operation::Decrypt,
-        Some("DescribeKey") => Operation::DescribeKey,
-        Some("Encrypt") => Operation::Encrypt,
-        Some("GenerateDataKey") => Operation::GenerateDataKey,
-        Some("GenerateDataKeyWithoutPlaintext") => Operation::GenerateDataKeyWithoutPlaintext,
-        Some("GenerateRandom") => Operation::GenerateRandom,
-        _ => return service::refuse("UnknownOperationException", ""),
-    };
-    // `AWS4-HMAC-SHA256 Credential=<access key>/<date>/<region>/kms/aws4_request, …`
-    let scope = header("authorization")
-        .and_then(|value| value.split_once("Credential="))
-        .and_then(|(_, rest)| rest.split_once(','))
-        .map(|(scope, _)| scope.split('/').collect::<Vec<&str>>());
-    let Some([caller, _, region, "kms", "aws4_request"]) = scope.as_deref() else {
-        return service::refuse("MissingAuthenticationTokenException", "");
-    };
-    let Ok(body @ Value::Object(_)) = serde_json::from_slice(body) else {
-        return service::refuse("SerializationException", "");
-    };
-    Ok(Request {
-        operation,
-        caller: (*caller).to_owned(),
-        region: (*region).to_owned(),
-        body,
-    })
-}
-
-fn fault(shared: &Shared, request: &Request) -> Option<Fault> {
-    let key = lock(&shared.service).arn_of(request);
-    let mut faults = lock(&shared.faults);
-    let rule = faults.iter_mut().rev().find(|rule| {
-        rule.operation == request.operation
-            && rule.remaining != Some(0)
-            && (rule.key.is_none() || rule.key == key)
-            && rule
-                .region
-                .as_ref()
-                .is_none_or(|region| *region == request.region)
-    })?;
-    rule.remaining = rule.remaining.map(|calls| calls - 1);
-    Some(rule.fault.clone())
-}
-
-fn reply(answer: Answer) -> Response {
-    match answer {
-        Ok(answer) => whole(200, answer.to_string()),
-        Err(refusal) => error(400, refusal.code, &refusal.message),
-    }
-}
-
-fn error(status: u16, code: &str, message: &str) -> Response {
-    whole(
-        status,
-        json!({ "__type": code, "message": message }).to_string(),
-    )
-}
-
-/// An answer in one write: hyper sends head and body together when it has both.
-fn whole(status: u16, body: impl Into<Bytes>) -> Response {
-    let body = Full::new(body.into()).map_err(|never: Infallible| match never {});
-    response(status, body.boxed_unsync())
-}
-
-/// An answer whose body ends before the length that its head declares.
-fn half(answer: Answer) -> Response {
-    let text = answer.expect("an answer to cut").to_string();
-    let start = Bytes::copy_from_slice(&text.as_bytes()[..text.len() / 2]);
-    let torn = async {
-        // Lets hyper send what it has.
-        tokio::task::yield_now().await;
-        Err(io::Error::from(io::ErrorKind::BrokenPipe))
-    };
-    let start = futures_util::stream::iter([Ok(Frame::data(start))]);
-    let body = futures_util::StreamExt::chain(start, futures_util::stream::once(torn));
-    let mut response = response(200, StreamBody::new(body).boxed_unsync());
-    let headers = response.headers_mut();
-    headers.insert("content-length", text.len().into());
-    response
-}
-
-fn response(status: u16, body: Body) -> Response {
-    hyper::Response::builder()
-        .status(status)
-        .header("content-type", "application/x-amz-json-1.1")
-        .header("x-amzn-requestid", Uuid::new_v4().to_string())
-        .body(body)
-        .expect("a valid answer")
-}
-
 fn count(log: &[Call], operation: Operation, key: Option<&str>) -> usize {
     log.iter()
         .filter(|call| call.operation == operation)
@@ -531,11 +310,6 @@ fn count(log: &[Call], operation: Operation, key: Option<&str>) -> usize {
         .count()
 }
 
-fn id(arn: &Arn) -> &str {
-    let (_, id) = arn.as_str().rsplit_once('/').expect("an ARN of a key");
-    id
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
