@@ -4,6 +4,7 @@ mod admin;
 mod bad_input;
 mod canaries;
 mod dev;
+mod flood;
 mod house;
 mod keyring;
 mod memory;

@@ -34,6 +34,7 @@ mod isolation;
 mod keyring;
 mod kms_contract;
 mod node;
+mod poison;
 mod python;
 mod records;
 mod reuse;
