@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use keybroker::mem;
 use keybroker::mem::Wiping;
 use mimalloc::MiMalloc;
 
@@ -10,5 +11,6 @@ use mimalloc::MiMalloc;
 static ALLOCATOR: Wiping<MiMalloc> = Wiping(MiMalloc);
 
 fn main() -> ExitCode {
+    mem::small_pages();
     keybroker::cli::main()
 }

@@ -136,6 +136,13 @@ pub fn init(config: &Config) -> Vec<Error> {
     missing
 }
 
+/// Has this process do without huge pages, which the allocator would ask for: with them one byte in
+/// use keeps 2 MiB, and a sidecar that idles 18 MiB more. No call is slower for it. To be called
+/// first of all, since what is one already stays; where the system refuses, only memory is lost.
+pub fn small_pages() {
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
+}
+
 /// Keeps this process from leaving core files, and other processes without privilege from reading
 /// its memory.
 ///

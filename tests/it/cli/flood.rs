@@ -1,14 +1,12 @@
 //! What a server keeps of answers that have no measure.
 
 use std::fs;
-use std::process::Command;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use keybroker::grpc::pb;
 
 use super::house::House;
-use super::house::KEYBROKER;
 use super::site::Running;
 use crate::harness::Client;
 use crate::harness::soon;
@@ -22,10 +20,7 @@ async fn answers_of_a_hundred_megabytes_take_no_memory() {
     let kms = FakeKms::start().await;
     let house = House::new(&kms.key(region));
     house.use_kms(&kms);
-    let mut command = house.equip(Command::new(KEYBROKER));
-    // The first byte in a huge page would count as 2 MiB.
-    command.env("MIMALLOC_ALLOW_THP", "0");
-    let server = Running::logging(command);
+    let server = house.serve();
     let connection = house.connect(&server).await;
     // As many connections to KMS, and data keys in the cache, as there will be.
     for n in 0..ROUNDS {
