@@ -3,7 +3,8 @@
 //! loom's here.
 //!
 //! The usual run tries all interleavings of up to three preemptions, the long form
-//! (`KEYBROKER_TEST_LONG=1`) all that there are. What fails, fails again: the search has an order.
+//! (`KEYBROKER_TEST_LONG=1`) also those of more, up to a number. What fails, fails again: the search
+//! has an order.
 #![allow(missing_docs, unreachable_pub)]
 
 use std::task::Wake;
@@ -235,7 +236,7 @@ fn race_for(whole: Left, bytes: u64, of: fn(&Left) -> u64) -> Vec<u64> {
 #[test]
 fn no_slot_has_two_holders() {
     // All interleavings of its many steps would take hours.
-    explore_to(Some(scaled(3, 4)), || {
+    explore_to(scaled(3, 4), || {
         let arena = Arc::new((Slots::new(2), [(); 2].map(|()| UnsafeCell::new(()))));
         let racers = [0, 1].map(|near| {
             let arena = Arc::clone(&arena);
@@ -451,13 +452,33 @@ fn at(seconds: u64) -> Instant {
     Manual::new(Timestamp::UNIX_EPOCH).now() + Duration::from_secs(seconds)
 }
 
+/// Tries all interleavings of up to three preemptions; in the long form also those of more, as
+/// many as there are or [`MOST`].
 fn explore(model: impl Fn() + Send + Sync + 'static) {
-    explore_to(scaled(Some(3), None), model);
+    let model = std::sync::Arc::new(model);
+    let again = std::sync::Arc::clone(&model);
+    explore_to(3, move || model());
+    if scaled(false, true) {
+        search(None, Some(MOST), move || again());
+    }
 }
 
-/// Tries the interleavings of up to so many preemptions, or all.
-fn explore_to(preemptions: Option<usize>, model: impl Fn() + Send + Sync + 'static) {
+/// Tries all interleavings of up to so many preemptions.
+fn explore_to(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
+    search(Some(preemptions), None, model);
+}
+
+fn search(
+    preemptions: Option<usize>,
+    most: Option<usize>,
+    model: impl Fn() + Send + Sync + 'static,
+) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = preemptions;
+    builder.max_permutations = most;
     builder.check(model);
 }
+
+/// Interleavings of a model whose preemptions are not bounded: some have so many that to try them
+/// all would take days.
+const MOST: usize = 500_000;

@@ -285,7 +285,7 @@ fn a_caller_that_hangs_in_its_write_holds_nobody_else() {
 
 /// All interleavings of two callers and the writer would take hours.
 fn of_many_steps(model: impl Fn() + Send + Sync + 'static) {
-    explore_to(Some(scaled(2, 3)), model);
+    explore_to(scaled(2, 3), model);
 }
 
 /// A queue and what its writer has written. Known to std's lock alone, so that it adds no
