@@ -33,6 +33,7 @@ use keybroker::config::Config;
 use keybroker::crypto::Secret;
 use keybroker::datakeys;
 use keybroker::datakeys::DataKeys;
+use keybroker::datakeys::Patience;
 use keybroker::identity::Leaf;
 use keybroker::identity::Peer;
 use keybroker::identity::Session;
@@ -119,7 +120,8 @@ fn cache_hit(criterion: &mut Criterion) {
         permit.unwrap()
     };
     let permit = sealing();
-    let reserved = runtime.block_on(broker.data_keys().sealing(&permit, 1));
+    let patience = Patience::default();
+    let reserved = runtime.block_on(broker.data_keys().sealing(&permit, 1, &patience));
     let message = reserved.unwrap().seal(b"", b"x").unwrap();
     let message = Message::parse(&message).unwrap();
 
@@ -127,7 +129,8 @@ fn cache_hit(criterion: &mut Criterion) {
     group.bench_function("permit to seal", |bencher| bencher.iter(sealing));
     group.bench_function("seal", |bencher| {
         bencher.iter(|| {
-            let hit = broker.data_keys().sealing(&permit, 1).now_or_never();
+            let hit = broker.data_keys().sealing(&permit, 1, &patience);
+            let hit = hit.now_or_never();
             black_box(hit.unwrap().unwrap());
         });
     });
@@ -140,7 +143,8 @@ fn cache_hit(criterion: &mut Criterion) {
     group.bench_function("permit to open", |bencher| bencher.iter(opening));
     group.bench_function("open", |bencher| {
         bencher.iter(|| {
-            let hit = broker.data_keys().opening(&permit, &message).now_or_never();
+            let hit = broker.data_keys().opening(&permit, &message, &patience);
+            let hit = hit.now_or_never();
             black_box(hit.unwrap().unwrap());
         });
     });
@@ -268,7 +272,8 @@ fn encrypt(criterion: &mut Criterion) {
     let entry = Audit::new(Sink::to(io::sink()), Arc::new(System)).begin();
     let plaintext = [0x5a; 1024];
     let run = || async {
-        let call = broker.call(&session, entry.notes()).unwrap();
+        let patience = Arc::new(Patience::default());
+        let call = broker.call(&session, entry.notes(), patience).unwrap();
         let to = Binding {
             name: "keys/orders".into(),
             context: vec![("table".into(), "orders".into())],

@@ -39,6 +39,7 @@ use crate::audit::Notes;
 use crate::crypto::Plaintext;
 use crate::crypto::random;
 use crate::datakeys::DataKeys;
+use crate::datakeys::Patience;
 use crate::datakeys::Version;
 use crate::error::Error;
 use crate::identity::Caller;
@@ -86,11 +87,17 @@ impl Broker {
         &self.data_keys
     }
 
-    /// Begins a call in `session`, under the policy of this moment.
+    /// Begins a call in `session`, under the policy of this moment, which waits for KMS with
+    /// `patience`.
     ///
     /// # Errors
     /// [`Error::Unmapped`] when no identity rule maps the peer to a tenant.
-    pub fn call(&self, session: &Session, notes: Notes) -> Result<Call<'_>, Error> {
+    pub fn call(
+        &self,
+        session: &Session,
+        notes: Notes,
+        patience: Arc<Patience>,
+    ) -> Result<Call<'_>, Error> {
         let policy = self.policy();
         let caller = session.caller(policy.rules()).ok_or(Error::Unmapped)?;
         notes.add(|record| {
@@ -102,6 +109,7 @@ impl Broker {
             policy,
             caller,
             notes,
+            patience,
         })
     }
 }
@@ -112,6 +120,7 @@ pub struct Call<'a> {
     policy: Arc<Policy>,
     caller: Arc<Caller>,
     notes: Notes,
+    patience: Arc<Patience>,
 }
 
 /// A sealed message.

@@ -301,7 +301,8 @@ impl Failure {
             kms::Error::IncorrectKey | kms::Error::InvalidCiphertext => Exit::Data,
             kms::Error::Invalid(_) => Exit::Software,
             kms::Error::NotFound(_) => Exit::Config,
-            kms::Error::Disabled
+            kms::Error::Crowded { .. }
+            | kms::Error::Disabled
             | kms::Error::PendingDeletion(_)
             | kms::Error::Throttled
             | kms::Error::Unavailable(_) => Exit::Unavailable,

@@ -15,6 +15,7 @@
 //! | `slot`, `share`, `shares` | an entry, a tenant's entries, all tenants |
 //! | `flight`, `upstream`, `refresh` | one KMS call for all who wait; successors ahead of time |
 //! | `refusal`, `probe`, `learn` | what KMS refused, and whom that concerns |
+//! | `waiters` | who waits for KMS, and until when |
 //! | `stream` | a data key in use for as long as a stream goes on |
 //! | `warm` | what a restart begins with |
 
@@ -34,6 +35,7 @@ mod shares;
 mod slot;
 mod stream;
 mod upstream;
+mod waiters;
 pub mod warm;
 
 use std::sync::Arc;
@@ -47,6 +49,7 @@ pub use origin::Version;
 pub use stream::Cut;
 pub use stream::Opening;
 pub use stream::Sealing;
+pub use waiters::Patience;
 
 use crate::clock::Clock;
 use crate::directory::Directory;
@@ -79,6 +82,9 @@ pub enum Error {
     /// A fault of our own.
     #[error("{0}")]
     Bug(&'static str),
+    /// As many calls wait for KMS as may, of all tenants or of this one.
+    #[error("too many calls wait for KMS")]
+    Full,
     /// KMS did not give it.
     #[error(transparent)]
     Kms(#[from] kms::Error),
@@ -145,7 +151,15 @@ impl DataKeys {
             Arc::clone(&clock),
         );
         let backlog = config.warm_file.as_ref().map(|_| Backlog::default());
-        let upstream = Upstream::new(kms, clock, metrics, shares, config.refreshes, backlog);
+        let upstream = Upstream::new(
+            kms,
+            clock,
+            metrics,
+            shares,
+            config.refreshes,
+            config.waiters,
+            backlog,
+        );
         Self {
             upstream: Arc::new(upstream),
         }
@@ -155,9 +169,14 @@ impl DataKeys {
     /// key's limits.
     ///
     /// # Errors
-    /// What KMS answers, when the cache has no key with room.
-    pub async fn sealing(&self, permit: &Permit, bytes: u64) -> Result<Reserved, Error> {
-        self.sealing_several(permit, &[bytes]).await
+    /// [`Error::Full`], or what KMS answers, when the cache has no key with room.
+    pub async fn sealing(
+        &self,
+        permit: &Permit,
+        bytes: u64,
+        patience: &Patience,
+    ) -> Result<Reserved, Error> {
+        self.sealing_several(permit, &[bytes], patience).await
     }
 
     /// A data key to seal messages of these `sizes` of plaintext in bytes with, at least one:
@@ -165,18 +184,28 @@ impl DataKeys {
     /// counted against the key's limits; the rest is to be asked for again.
     ///
     /// # Errors
-    /// What KMS answers, when the cache has no key with room.
-    pub async fn sealing_several(&self, permit: &Permit, sizes: &[u64]) -> Result<Reserved, Error> {
-        self.reserved(permit, sizes).await
+    /// As for one.
+    pub async fn sealing_several(
+        &self,
+        permit: &Permit,
+        sizes: &[u64],
+        patience: &Patience,
+    ) -> Result<Reserved, Error> {
+        self.reserved(permit, sizes, patience).await
     }
 
     /// The data key of `message`, from the cache or unwrapped by KMS under one of the permitted
     /// key's KMS keys. No other KMS key is called, whatever the message names.
     ///
     /// # Errors
-    /// [`Error::NoWrappedKey`] without any KMS call, or what KMS answers.
-    pub async fn opening(&self, permit: &Permit, message: &Message<'_>) -> Result<Opener, Error> {
-        self.opening_several(permit, message, 1).await
+    /// [`Error::NoWrappedKey`] and [`Error::Full`] without any KMS call, or what KMS answers.
+    pub async fn opening(
+        &self,
+        permit: &Permit,
+        message: &Message<'_>,
+        patience: &Patience,
+    ) -> Result<Opener, Error> {
+        self.opening_several(permit, message, 1, patience).await
     }
 
     /// As [`DataKeys::opening`], for `messages` that have the context and the wrapped keys of
@@ -189,9 +218,10 @@ impl DataKeys {
         permit: &Permit,
         message: &Message<'_>,
         messages: usize,
+        patience: &Patience,
     ) -> Result<Opener, Error> {
         let wrapped = message.encrypted_data_keys();
-        self.unwrapped(permit, wrapped, messages).await
+        self.unwrapped(permit, wrapped, messages, patience).await
     }
 
     /// Makes the data keys of `scope` unusable, at once and those on their way included, and

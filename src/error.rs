@@ -3,6 +3,7 @@
 #![deny(clippy::wildcard_enum_match_arm)]
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use crate::audit;
 use crate::datakeys;
@@ -55,9 +56,12 @@ pub enum Error {
     /// directory names does not exist.
     #[error("KMS refuses the broker: {0}")]
     KmsAccessDenied(String),
-    /// KMS throttles and nothing usable is cached.
+    /// KMS takes no more calls, by its own word or by our budget, and nothing usable is cached.
     #[error("KMS throttles")]
-    KmsThrottled,
+    KmsThrottled {
+        /// How long to wait before the same call.
+        pause: Duration,
+    },
     /// KMS is out of reach and nothing usable is cached.
     #[error("KMS unavailable: {0}")]
     KmsUnavailable(String),
@@ -170,6 +174,7 @@ impl Error {
     pub fn of_data_key(error: datakeys::Error, owner: Owner) -> Self {
         match error {
             datakeys::Error::Bug(what) => Self::Bug(what.into()),
+            datakeys::Error::Full => Self::Overloaded,
             datakeys::Error::NoWrappedKey => Self::Unverified(Unverified::ForeignKey),
             datakeys::Error::Kms(error) => Self::of_kms(error, owner),
         }
@@ -180,6 +185,9 @@ impl Error {
             (kms::Error::AccessDenied(why), Owner::Operator) => Self::KmsAccessDenied(why),
             (kms::Error::AccessDenied(why), Owner::Tenant) => Self::TenantKmsDenied(why),
             (kms::Error::Credentials(why), _) => Self::KmsUnavailable(why),
+            (kms::Error::Crowded { pause }, _) => Self::KmsThrottled {
+                pause: pause.clamp(PAUSE, LONGEST_PAUSE),
+            },
             (kms::Error::Disabled, _) => Self::KeyDisabled,
             (kms::Error::IncorrectKey | kms::Error::InvalidCiphertext, _) => {
                 Self::Unverified(Unverified::Unwrap)
@@ -190,7 +198,7 @@ impl Error {
             (kms::Error::NotFound(why), Owner::Operator) => Self::KmsAccessDenied(why),
             (kms::Error::NotFound(why), Owner::Tenant) => Self::TenantKmsConfigInvalid(why),
             (kms::Error::PendingDeletion(why), _) => Self::KeyPendingDeletion(why),
-            (kms::Error::Throttled, _) => Self::KmsThrottled,
+            (kms::Error::Throttled, _) => Self::KmsThrottled { pause: PAUSE },
             (kms::Error::Unavailable(why), _) => Self::KmsUnavailable(why),
         }
     }
@@ -199,7 +207,7 @@ impl Error {
     pub fn retryable(&self) -> bool {
         match self {
             Self::AuditUnavailable(_)
-            | Self::KmsThrottled
+            | Self::KmsThrottled { .. }
             | Self::KmsUnavailable(_)
             | Self::Overloaded
             | Self::Withdrawn => true,
@@ -239,7 +247,7 @@ impl Error {
             Self::KeyDisabled => "KEY_DISABLED",
             Self::KeyPendingDeletion(_) => "KEY_PENDING_DELETION",
             Self::KmsAccessDenied(_) => "KMS_ACCESS_DENIED",
-            Self::KmsThrottled => "KMS_THROTTLED",
+            Self::KmsThrottled { .. } => "KMS_THROTTLED",
             Self::KmsUnavailable(_) => "KMS_UNAVAILABLE",
             Self::Malformed => "REQUEST_MALFORMED",
             Self::MessageTooLarge { .. } => "MESSAGE_TOO_LARGE",
@@ -259,3 +267,8 @@ impl Error {
         }
     }
 }
+
+/// The shortest pause before a call for which KMS had no room.
+const PAUSE: Duration = Duration::from_secs(1);
+/// The longest: as long as any call may take.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);

@@ -5,16 +5,19 @@
 
 pub mod aws;
 mod backends;
+mod demand;
 mod guarded;
 pub mod local;
 
 pub use backends::Backends;
 pub use backends::Config;
 pub use backends::LocalConfig;
+pub use demand::Demand;
 pub use guarded::Guarded;
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::time::Instant;
@@ -28,7 +31,8 @@ pub const DATA_KEY: usize = 32;
 
 /// A key management service.
 ///
-/// Calls are cancelled by dropping them; each ends by itself within the implementation's own
+/// A [`Demand`] says for whom a call is made: what stands before a service goes by it, the service
+/// itself need not. Calls are cancelled by dropping them; each ends by itself within the implementation's own
 /// timeouts.
 #[async_trait]
 pub trait Kms: Send + Sync + 'static {
@@ -40,6 +44,7 @@ pub trait Kms: Send + Sync + 'static {
         &self,
         key: &KeyRef,
         context: &EncryptionContext,
+        demand: &Demand,
     ) -> Result<DataKey, Error>;
 
     /// Unwraps `wrapped`, which must have been wrapped under `key` and with this very `context`.
@@ -52,6 +57,7 @@ pub trait Kms: Send + Sync + 'static {
         key: &KeyRef,
         wrapped: &EncryptedDataKey,
         context: &EncryptionContext,
+        demand: &Demand,
     ) -> Result<Unwrapped, Error>;
 
     /// Asks whether `key` exists and may be used, without using it.
@@ -104,6 +110,14 @@ impl KeyRef {
         match self {
             Self::Aws(arn) => arn.region(),
             Self::Local(_) => "local",
+        }
+    }
+
+    /// The account that the key's calls are counted for; empty for keys of the embedded KMS.
+    pub fn account(&self) -> &str {
+        match self {
+            Self::Aws(arn) => arn.account(),
+            Self::Local(_) => "",
         }
     }
 
@@ -182,6 +196,13 @@ impl Arn {
         self.text.get(self.region.clone()).unwrap_or_default()
     }
 
+    /// The account that it names.
+    pub fn account(&self) -> &str {
+        let rest = self.text.get(self.region.end + 1..);
+        let parts = rest.and_then(|rest| rest.split_once(':'));
+        parts.map_or("", |(account, _)| account)
+    }
+
     /// Whether both name one key: the same ARN, or replicas of one multi-Region key.
     pub fn is_replica_of(&self, other: &Self) -> bool {
         let rest = |arn: &Self| {
@@ -247,6 +268,12 @@ pub enum Error {
     /// Our role, or nobody, may use the key this way: a refusal, to be believed at once.
     #[error("KMS denies access to the key: {0}")]
     AccessDenied(String),
+    /// More calls are wanted than our own budget allows: this one would not be made in time.
+    #[error("more calls to KMS are wanted than may be made; there may be room in {pause:?}")]
+    Crowded {
+        /// How long it takes until there is room.
+        pause: Duration,
+    },
     /// Our own credentials are missing or no longer good.
     #[error("no usable KMS credentials: {0}")]
     Credentials(String),
@@ -287,9 +314,11 @@ impl Error {
             | Self::InvalidCiphertext
             | Self::NotFound(_)
             | Self::PendingDeletion(_) => true,
-            Self::Credentials(_) | Self::Invalid(_) | Self::Throttled | Self::Unavailable(_) => {
-                false
-            }
+            Self::Credentials(_)
+            | Self::Crowded { .. }
+            | Self::Invalid(_)
+            | Self::Throttled
+            | Self::Unavailable(_) => false,
         }
     }
 }

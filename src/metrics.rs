@@ -183,6 +183,11 @@ impl Metrics {
         self.0.values.cache_bytes.store(bytes, Relaxed);
     }
 
+    /// Sets how many calls wait for KMS.
+    pub fn waiters(&self, waiters: u64) {
+        self.0.values.waiters.store(waiters, Relaxed);
+    }
+
     /// Sets whether we do without `dependency` at present.
     pub fn degraded(&self, dependency: Dependency, degraded: bool) {
         let gauge = self.0.values.degraded(dependency);
@@ -287,6 +292,13 @@ fn register(meter: &Meter, values: &Arc<Values>) {
         .with_description("Memory that the data keys in the cache take.")
         .with_callback(reading(values, |values, instrument| {
             instrument.observe(values.cache_bytes.load(Relaxed), &[]);
+        }))
+        .build();
+    meter
+        .u64_observable_gauge("keybroker_key_cache_waiters")
+        .with_description("Calls that wait for KMS.")
+        .with_callback(reading(values, |values, instrument| {
+            instrument.observe(values.waiters.load(Relaxed), &[]);
         }))
         .build();
     meter

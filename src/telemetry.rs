@@ -122,8 +122,8 @@ mod tests {
             .keys()
             .map(String::as_str)
             .partition(|name| name.contains(r#"region="_other""#));
-        // Three operations with seven outcomes; throttles, retries, the circuit.
-        assert_eq!(regions.len(), 3 * 7 + 3, "{regions:?}");
+        // Three operations with seven outcomes; throttles, retries, the circuit; rate, queue, shed.
+        assert_eq!(regions.len(), 3 * 7 + 6, "{regions:?}");
         assert_eq!(
             names,
             [
@@ -145,6 +145,7 @@ mod tests {
                 r#"keybroker_key_cache_requests_total{result="hit"}"#,
                 r#"keybroker_key_cache_requests_total{result="miss"}"#,
                 r#"keybroker_key_cache_requests_total{result="stale"}"#,
+                "keybroker_key_cache_waiters",
                 r#"keybroker_key_cache_warmed_total{outcome="done"}"#,
                 r#"keybroker_key_cache_warmed_total{outcome="failed"}"#,
                 r#"keybroker_key_cache_warmed_total{outcome="foreign"}"#,

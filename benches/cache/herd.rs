@@ -1,5 +1,6 @@
 //! A thousand callers miss the same data key at once.
 
+use keybroker::datakeys::Patience;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
@@ -144,7 +145,11 @@ impl Call {
         match self {
             Self::Open(message, permit) => scene.open(&message, &permit).await,
             Self::Seal(permit) => {
-                let reserved = scene.data_keys.sealing(&permit, 1).await.unwrap();
+                let reserved = scene
+                    .data_keys
+                    .sealing(&permit, 1, &Patience::default())
+                    .await
+                    .unwrap();
                 reserved.seal(b"", b"x").unwrap();
             }
         }

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use keybroker::crypto::Secret;
 use keybroker::kms::DATA_KEY;
 use keybroker::kms::DataKey;
+use keybroker::kms::Demand;
 use keybroker::kms::Error;
 use keybroker::kms::KeyRef;
 use keybroker::kms::Kms;
@@ -80,6 +81,7 @@ impl Kms for FakeKms {
         &self,
         key: &KeyRef,
         _context: &EncryptionContext,
+        _demand: &Demand,
     ) -> Result<DataKey, Error> {
         let wrapped = wrapped(key, self.arrive().await);
         Ok(DataKey {
@@ -94,6 +96,7 @@ impl Kms for FakeKms {
         _key: &KeyRef,
         wrapped: &EncryptedDataKey,
         _context: &EncryptionContext,
+        _demand: &Demand,
     ) -> Result<Unwrapped, Error> {
         self.arrive().await;
         Ok(Unwrapped {

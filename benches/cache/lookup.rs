@@ -4,6 +4,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use futures_util::FutureExt as _;
+use keybroker::datakeys::Patience;
 use keybroker::policy::Permit;
 
 use super::Figure;
@@ -35,7 +36,11 @@ pub fn measure() -> Vec<Figure> {
         runtime.block_on(async {
             for n in 0..contexts {
                 let permit = scene.permit(n);
-                scene.data_keys.sealing(&permit, 1).await.unwrap();
+                scene
+                    .data_keys
+                    .sealing(&permit, 1, &Patience::default())
+                    .await
+                    .unwrap();
             }
         });
         scene.data_keys.sweep();
@@ -71,6 +76,10 @@ pub fn measure() -> Vec<Figure> {
 
 /// A hit: it does not wait.
 fn look_up(scene: &Scene, permit: &Permit) {
-    let hit = scene.data_keys.sealing(black_box(permit), 1).now_or_never();
+    thread_local!(static PATIENCE: Patience = Patience::default());
+    let hit = PATIENCE.with(|patience| {
+        let permit = black_box(permit);
+        scene.data_keys.sealing(permit, 1, patience).now_or_never()
+    });
     black_box(hit.unwrap().unwrap());
 }

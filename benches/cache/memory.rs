@@ -10,6 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use keybroker::datakeys::Config;
+use keybroker::datakeys::Patience;
 use keybroker::datakeys::Scope;
 
 use super::Figure;
@@ -59,7 +60,11 @@ pub fn child(arguments: &[String]) {
         for n in 0..data_keys {
             if sealed {
                 let permit = scene.permit(n);
-                scene.data_keys.sealing(&permit, 1).await.unwrap();
+                scene
+                    .data_keys
+                    .sealing(&permit, 1, &Patience::default())
+                    .await
+                    .unwrap();
             } else {
                 let (message, permit) = scene.foreign(n);
                 scene.open(&message, &permit).await;

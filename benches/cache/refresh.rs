@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use keybroker::datakeys::Config;
+use keybroker::datakeys::Patience;
 use keybroker::datakeys::Source;
 use keybroker::policy::Permit;
 
@@ -38,7 +39,11 @@ pub fn measure() -> Vec<Figure> {
     let runtime = runtime_of(tokio::runtime::Builder::new_current_thread());
     let (per_second, misses) = runtime.block_on(async {
         for permit in &permits {
-            scene.data_keys.sealing(permit, 1).await.unwrap();
+            scene
+                .data_keys
+                .sealing(permit, 1, &Patience::default())
+                .await
+                .unwrap();
             clock.advance(Duration::from_secs(1) / KEYS as u32);
         }
         assert_eq!(scene.kms.calls(), KEYS as u64);
@@ -48,7 +53,11 @@ pub fn measure() -> Vec<Figure> {
         for second in 0..SECONDS {
             let before = scene.kms.calls();
             for permit in permits.iter().skip(second % PERIOD).step_by(PERIOD) {
-                let reserved = scene.data_keys.sealing(permit, 1).await.unwrap();
+                let reserved = scene
+                    .data_keys
+                    .sealing(permit, 1, &Patience::default())
+                    .await
+                    .unwrap();
                 match reserved.source {
                     Source::Hit | Source::Stale => {}
                     Source::Coalesced | Source::Miss(_) => misses += 1,

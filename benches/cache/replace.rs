@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use futures_util::future::join_all;
 use keybroker::clock::System;
+use keybroker::datakeys::Patience;
 use keybroker::datakeys::Source;
 use keybroker::policy::Permit;
 use tokio::runtime::Runtime;
@@ -84,7 +85,11 @@ impl Round {
 async fn round(scene: &Arc<Scene>) -> Round {
     // The keys of the last round are too old.
     let fresh = (0..KEYS).map(async |n| {
-        scene.data_keys.sealing(&scene.permit(n), 1).await.unwrap();
+        scene
+            .data_keys
+            .sealing(&scene.permit(n), 1, &Patience::default())
+            .await
+            .unwrap();
     });
     join_all(fresh).await;
     let sweeper = tokio::spawn({
@@ -119,7 +124,11 @@ async fn seal(scene: Arc<Scene>) -> Round {
     while begun.elapsed() < SPAN {
         for permit in turns.by_ref().take(BURST) {
             let started = Instant::now();
-            let reserved = scene.data_keys.sealing(permit, 1024).await.unwrap();
+            let reserved = scene
+                .data_keys
+                .sealing(permit, 1024, &Patience::default())
+                .await
+                .unwrap();
             let waited = matches!(reserved.source, Source::Coalesced | Source::Miss(_));
             reserved.seal(b"", &plaintext).unwrap();
             round.spans.push(started.elapsed().as_nanos() as u64);

@@ -11,6 +11,7 @@ use keybroker::clock::Clock;
 use keybroker::clock::Manual;
 use keybroker::datakeys::Config;
 use keybroker::datakeys::DataKeys;
+use keybroker::datakeys::Patience;
 use keybroker::directory::Directory;
 use keybroker::identity::Caller;
 use keybroker::identity::Leaf;
@@ -118,7 +119,11 @@ impl Scene {
     /// Opens what [`Scene::foreign`] made.
     pub async fn open(&self, message: &[u8], permit: &Permit) {
         let message = Message::parse(message).unwrap();
-        let opener = self.data_keys.opening(permit, &message).await.unwrap();
+        let opener = self
+            .data_keys
+            .opening(permit, &message, &Patience::default())
+            .await
+            .unwrap();
         assert_eq!(**opener.open(&message, b"").unwrap(), *b"x");
     }
 }

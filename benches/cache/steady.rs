@@ -1,5 +1,6 @@
 //! One tenant seals without pause: how often is KMS called?
 
+use keybroker::datakeys::Patience;
 use std::time::Duration;
 
 use super::Figure;
@@ -19,7 +20,11 @@ pub fn measure() -> Vec<Figure> {
     let runtime = tokio::runtime::Builder::new_current_thread();
     runtime_of(runtime).block_on(async {
         for n in 1..=CALLS {
-            let reserved = scene.data_keys.sealing(&permit, 1024).await.unwrap();
+            let reserved = scene
+                .data_keys
+                .sealing(&permit, 1024, &Patience::default())
+                .await
+                .unwrap();
             reserved.seal(b"", &plaintext).unwrap();
             clock.advance(Duration::from_millis(1));
             if n % 1000 == 0 {

@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use keybroker::datakeys::Patience;
 use keybroker::datakeys::Scope;
 use keybroker::policy::Permit;
 use tokio::runtime::Builder;
@@ -84,7 +85,13 @@ async fn observe(scene: &Scene, call: Call) -> f64 {
 }
 
 async fn seal(scene: &Scene, permit: &Permit) {
-    drop(scene.data_keys.sealing(permit, 1).await.unwrap());
+    drop(
+        scene
+            .data_keys
+            .sealing(permit, 1, &Patience::default())
+            .await
+            .unwrap(),
+    );
 }
 
 async fn forget(scene: &Scene, tenant: usize) {

@@ -173,7 +173,8 @@ impl Call<'_> {
             let (_, sizes) = group.sizes.split_at(outcomes.len());
             let (_, places) = group.items.split_at(outcomes.len());
             let data_keys = &self.broker.data_keys;
-            let mut reserved = match data_keys.sealing_several(&group.permit, sizes).await {
+            let reserved = data_keys.sealing_several(&group.permit, sizes, &self.patience);
+            let mut reserved = match reserved.await {
                 Ok(reserved) => reserved,
                 Err(error) => {
                     outcomes.extend(places.iter().map(|_| Err(group.failed(&error))));
@@ -278,7 +279,8 @@ impl Call<'_> {
         };
         let data_keys = &self.broker.data_keys;
         let count = group.items.len();
-        let opener = match data_keys.opening_several(&group.permit, first, count).await {
+        let opener = data_keys.opening_several(&group.permit, first, count, &self.patience);
+        let opener = match opener.await {
             Ok(opener) => opener,
             Err(error) => {
                 outcomes.extend(members().map(|_| Err(group.failed(&error))));

@@ -56,7 +56,7 @@ impl Call<'_> {
         self.note_permit(&permit);
         let data_keys = &self.broker.data_keys;
         let opener = data_keys
-            .opening(&permit, message)
+            .opening(&permit, message, &self.patience)
             .await
             .map_err(|error| Error::of_data_key(error, permit.key().owner()))?;
         self.note_data_key(&opener.source, opener.version());

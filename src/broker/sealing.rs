@@ -45,8 +45,8 @@ impl Call<'_> {
     ) -> Result<Reserved, Error> {
         let data_keys = &self.broker.data_keys;
         let reserved = match length {
-            Some(length) => data_keys.sealing(permit, length).await,
-            None => data_keys.sealing_alone(permit).await,
+            Some(length) => data_keys.sealing(permit, length, &self.patience).await,
+            None => data_keys.sealing_alone(permit, &self.patience).await,
         };
         let reserved = reserved.map_err(|error| Error::of_data_key(error, permit.key().owner()))?;
         self.note_data_key(&reserved.source, reserved.version());

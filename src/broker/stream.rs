@@ -14,6 +14,7 @@ use crate::broker::no_randomness;
 use crate::broker::opening::Request;
 use crate::clock::Instant;
 use crate::datakeys;
+use crate::datakeys::Patience;
 use crate::datakeys::Version;
 use crate::error::Error;
 use crate::identity::Session;
@@ -68,8 +69,13 @@ impl Standing {
     /// # Errors
     /// What a new call would end in.
     pub async fn confirm(&self, broker: &Broker) -> Result<Instant, Error> {
-        let confirmed = broker.data_keys.confirm(&self.permit, &self.wrapped).await;
-        confirmed.map_err(|error| Error::of_data_key(error, self.permit.key().owner()))
+        let patience = Patience::default();
+        let confirmed = broker
+            .data_keys
+            .confirm(&self.permit, &self.wrapped, &patience);
+        confirmed
+            .await
+            .map_err(|error| Error::of_data_key(error, self.permit.key().owner()))
     }
 
     /// Looks at the right of `session` anew, under the policy of this moment.

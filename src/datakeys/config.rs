@@ -19,6 +19,9 @@ pub struct Config {
     pub tenant_bytes: u64,
     /// Most data keys that are refreshed at once, 1 to 1,000.
     pub refreshes: usize,
+    /// Most calls that wait for KMS at once, 4 to 65,536, a quarter of them of one tenant; one more
+    /// is OVERLOADED.
+    pub waiters: u64,
     /// Where the wrapped keys of recently used entries are kept for the next start; nowhere when
     /// not set.
     pub warm_file: Option<PathBuf>,
@@ -34,6 +37,7 @@ impl Default for Config {
             tenant_entries: 10_000,
             tenant_bytes: 16 << 20,
             refreshes: 16,
+            waiters: 8192,
             warm_file: None,
             warm_rate: 20,
         }
@@ -62,6 +66,7 @@ impl Config {
                 MOST_BYTES,
             ),
             ("cache.refreshes", refreshes, (1, "1"), (1000, "1000")),
+            ("cache.waiters", self.waiters, (4, "4"), (65_536, "65536")),
             (
                 "cache.warm_rate",
                 self.warm_rate.into(),

@@ -11,11 +11,13 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::future::Shared;
+use tokio::time::Instant;
 
 use crate::datakeys::Error;
 use crate::datakeys::Source;
 use crate::datakeys::id::Id;
 use crate::kms;
+use crate::kms::Demand;
 use crate::sync::Mutex;
 use crate::sync::lock;
 use crate::sync::spawn;
@@ -27,7 +29,12 @@ pub(super) struct Flights<T> {
     longest: Duration,
 }
 
-type Table<T> = Arc<Mutex<HashMap<Id, Flight<T>>>>;
+type Table<T> = Arc<Mutex<HashMap<Id, UnderWay<T>>>>;
+
+struct UnderWay<T> {
+    flight: Flight<T>,
+    demand: Demand,
+}
 
 /// What a flight ends in: the key, and how KMS names its call.
 pub(super) type Landed<T> = Result<(T, Option<String>), Error>;
@@ -42,25 +49,32 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         }
     }
 
-    /// Waits for the flight of `id`, starting `fetch` if there is none. `fetch` puts its result
-    /// into the cache before it returns; `cached` looks there.
+    /// Waits for the flight of `id`, as one of those for whom it is made, starting `fetch` for
+    /// `demand` if there is none. `fetch` puts its result into the cache before it returns; `cached`
+    /// looks there.
     pub(super) async fn join(
         &self,
         id: Id,
+        demand: &Demand,
         cached: impl Fn() -> Option<T>,
         fetch: impl Future<Output = Landed<T>> + Send + 'static,
     ) -> Result<(T, Source), Error> {
         let (flight, mine) = {
             let mut flights = lock(&self.flights);
             match flights.get(&id) {
-                Some(flight) => (flight.clone(), false),
-                None => {
+                Some(under_way) if under_way.takes(demand) => (under_way.flight.clone(), false),
+                // One that nobody waits for any more brings nothing.
+                Some(_) | None => {
                     // A flight may have landed since the caller looked.
                     if let Some(landed) = cached() {
                         return Ok((landed, Source::Coalesced));
                     }
-                    let flight = self.start(id, fetch);
-                    flights.insert(id, flight.clone());
+                    let flight = self.start(id, demand, fetch);
+                    let under_way = UnderWay {
+                        flight: flight.clone(),
+                        demand: demand.clone(),
+                    };
+                    flights.insert(id, under_way);
                     (flight, true)
                 }
             }
@@ -79,13 +93,23 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         lock(&self.flights).is_empty()
     }
 
-    fn start(&self, id: Id, fetch: impl Future<Output = Landed<T>> + Send + 'static) -> Flight<T> {
+    fn start(
+        &self,
+        id: Id,
+        demand: &Demand,
+        fetch: impl Future<Output = Landed<T>> + Send + 'static,
+    ) -> Flight<T> {
         let flights = Arc::clone(&self.flights);
+        let demand = demand.clone();
         let longest = self.longest;
         let task = spawn(async move {
             // Made in here: a runtime that is closing drops the task where it is spawned, under
             // the lock that a slot takes.
-            let _slot = Slot { flights, id };
+            let _slot = Slot {
+                flights,
+                id,
+                demand,
+            };
             within(longest, fetch)
                 .await
                 .unwrap_or_else(|| Err(kms::Error::Unavailable("no answer in time".into()).into()))
@@ -100,16 +124,35 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
 struct Slot<T> {
     flights: Table<T>,
     id: Id,
+    demand: Demand,
 }
 
 impl<T> Drop for Slot<T> {
     fn drop(&mut self) {
-        lock(&self.flights).remove(&self.id);
+        let mut flights = lock(&self.flights);
+        // Another one may have its place.
+        if flights
+            .get(&self.id)
+            .is_some_and(|one| one.demand.is(&self.demand))
+        {
+            flights.remove(&self.id);
+        }
     }
 }
 
-/// Bounds a flight whatever KMS and its client do.
-pub(super) const LONGEST: Duration = Duration::from_secs(30);
+impl<T> UnderWay<T> {
+    /// Whether the flight is made for `demand` too from now on.
+    fn takes(&self, demand: &Demand) -> bool {
+        match demand.is_urgent() {
+            true => self.demand.join(demand.until()),
+            false => !self.demand.is_over(Instant::now()),
+        }
+    }
+}
+
+/// Bounds a flight whatever KMS and its client do: callers who wait for 30 s each may join one after
+/// the other while it has not had its turn.
+pub(super) const LONGEST: Duration = Duration::from_secs(90);
 
 #[cfg(test)]
 mod tests {
@@ -122,18 +165,26 @@ mod tests {
         None
     }
 
+    /// Of a caller who waits for so long.
+    fn demand(wait: Duration) -> Demand {
+        let tenant = "acme".parse().expect("a tenant");
+        Demand::new(tenant, 1, Instant::now() + wait)
+    }
+
     #[tokio::test]
     async fn a_call_that_takes_too_long_makes_way_for_the_next() {
         let flights = Flights::new(Duration::ZERO);
         let id = Id::any();
         let hung = pending::<Landed<u8>>();
         let error = flights
-            .join(id, nothing, hung)
+            .join(id, &demand(LONGEST), nothing, hung)
             .await
             .expect_err("no answer");
         assert!(matches!(error, Error::Kms(kms::Error::Unavailable(_))));
         assert!(flights.is_empty());
-        let next = flights.join(id, nothing, ready(Ok((7, None)))).await;
+        let second = demand(LONGEST);
+        let next = flights.join(id, &second, nothing, ready(Ok((7, None))));
+        let next = next.await;
         assert_eq!(next, Ok((7, Source::Miss(None))));
     }
 
@@ -141,9 +192,12 @@ mod tests {
     async fn a_panic_makes_way_for_the_next() {
         let flights = Flights::new(LONGEST);
         let id = Id::any();
-        let error = flights.join(id, nothing, async { panic!("as told") }).await;
+        let panics = async { panic!("as told") };
+        let error = flights.join(id, &demand(LONGEST), nothing, panics).await;
         assert_eq!(error, Err(Error::Bug("a KMS call panicked")));
-        let next = flights.join(id, nothing, ready(Ok((7, None)))).await;
+        let second = demand(LONGEST);
+        let next = flights.join(id, &second, nothing, ready(Ok((7, None))));
+        let next = next.await;
         assert_eq!(next, Ok((7, Source::Miss(None))));
     }
 
@@ -153,10 +207,38 @@ mod tests {
         let id = Id::any();
         let (answer, answered) = tokio::sync::oneshot::channel();
         let fetch = async move { Ok((answered.await.expect("an answer"), None)) };
-        let leader = flights.join(id, nothing, fetch);
+        let first = demand(LONGEST);
+        let leader = flights.join(id, &first, nothing, fetch);
         assert!(leader.now_or_never().is_none(), "and the leader is gone");
-        let follower = flights.join(id, nothing, pending());
+        let second = demand(2 * LONGEST);
+        let follower = flights.join(id, &second, nothing, pending());
+        let mut follower = Box::pin(follower);
+        assert!((&mut follower).now_or_never().is_none());
+        assert_eq!(first.until(), second.until(), "it waits too");
         answer.send(7).expect("the call goes on");
         assert_eq!(follower.await, Ok((7, Source::Coalesced)));
+    }
+
+    #[tokio::test]
+    async fn who_comes_when_nobody_waits_any_more_has_a_call_of_its_own() {
+        let flights = Flights::new(LONGEST);
+        let id = Id::any();
+        let late = demand(Duration::ZERO);
+        assert!(late.is_over(Instant::now()));
+        let (end, ended) = tokio::sync::oneshot::channel();
+        let fetch = async move { Ok((ended.await.expect("an end"), None)) };
+        let mut first = Box::pin(flights.join(id, &late, nothing, fetch));
+        assert!((&mut first).now_or_never().is_none());
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let fetch = async move { Ok((answered.await.expect("an answer"), None)) };
+        let next = demand(LONGEST);
+        let mut second = Box::pin(flights.join(id, &next, nothing, fetch));
+        assert!((&mut second).now_or_never().is_none());
+        end.send(6).expect("it goes on");
+        assert_eq!(first.await, Ok((6, Source::Miss(None))));
+        assert!(!flights.is_empty(), "its end is not the other's");
+        answer.send(7).expect("it goes on");
+        assert_eq!(second.await, Ok((7, Source::Miss(None))));
+        assert!(flights.is_empty());
     }
 }

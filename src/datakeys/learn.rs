@@ -7,6 +7,7 @@ use crate::datakeys::flight;
 use crate::datakeys::refusal::Subject;
 use crate::datakeys::upstream::Question;
 use crate::datakeys::upstream::Upstream;
+use crate::datakeys::upstream::ahead;
 use crate::datakeys::upstream::chance;
 use crate::kms;
 use crate::message::EncryptionContext;
@@ -54,6 +55,7 @@ impl Upstream {
                 }
             }
             kms::Error::Credentials(_)
+            | kms::Error::Crowded { .. }
             | kms::Error::Invalid(_)
             | kms::Error::Throttled
             | kms::Error::Unavailable(_) => {}
@@ -84,6 +86,7 @@ impl Upstream {
         let upstream = Arc::clone(self);
         let question = Question {
             context,
+            demand: ahead(question.origin.key()),
             ..question.clone()
         };
         drop(spawn(async move {
@@ -99,6 +102,7 @@ impl Upstream {
                 )) => upstream.learn(&question, &refusal),
                 Some(Err(
                     kms::Error::Credentials(_)
+                    | kms::Error::Crowded { .. }
                     | kms::Error::IncorrectKey
                     | kms::Error::Invalid(_)
                     | kms::Error::InvalidCiphertext
@@ -120,11 +124,10 @@ impl Upstream {
             .filter(|wrapped| question.origin.kms_key().claims(wrapped));
         match (question.direction, kept) {
             (Direction::Open, Some(wrapped)) => {
-                self.unwrap(&question.origin, &wrapped, &question.context)
-                    .await?;
+                self.unwrap(question, &wrapped).await?;
             }
             (Direction::Open | Direction::Seal, _) => {
-                let made = self.wrap(&question.origin, &question.context).await?;
+                let made = self.wrap(question).await?;
                 probes.keep(key, made.wrapped);
             }
         }

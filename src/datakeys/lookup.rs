@@ -15,6 +15,7 @@ use crate::datakeys::key::Spoiled;
 use crate::datakeys::share::Share;
 use crate::datakeys::slot::Entry;
 use crate::datakeys::upstream::Question;
+use crate::datakeys::waiters::Patience;
 use crate::kms;
 use crate::message::EncryptedDataKey;
 use crate::metrics::Lookup;
@@ -24,20 +25,26 @@ use crate::policy::Permit;
 
 impl DataKeys {
     /// As [`DataKeys::sealing_several`].
-    pub(super) async fn reserved(&self, permit: &Permit, sizes: &[u64]) -> Result<Reserved, Error> {
+    pub(super) async fn reserved(
+        &self,
+        permit: &Permit,
+        sizes: &[u64],
+        patience: &Patience,
+    ) -> Result<Reserved, Error> {
         let Some(first) = sizes.first() else {
             return Err(Error::Bug("a data key for no message"));
         };
         let id = Id::sealing(permit.key(), permit.context().serialized());
         let share = self.upstream.shares.of(permit.tenant());
         if *first > permit.key().limits().max_bytes {
-            return self.single_use(&share, permit, id).await;
+            return self.single_use(&share, permit, id, patience).await;
         }
         if let Some(reserved) = self.cached_sealing(&share, permit, &id, sizes)? {
             return Ok(reserved);
         }
+        patience.wait(&self.upstream.waiters, &share)?;
         loop {
-            let question = sealing_question(&share, permit, id);
+            let question = sealing_question(&share, permit, id, patience);
             let (key, source) = self.upstream.sealing(question).await?;
             // What landed is used itself: a full share may have refused to keep it.
             let now = self.upstream.clock.now();
@@ -66,9 +73,11 @@ impl DataKeys {
         share: &Arc<Share>,
         permit: &Permit,
         id: Id,
+        patience: &Patience,
     ) -> Result<Reserved, Error> {
+        patience.wait(&self.upstream.waiters, share)?;
         loop {
-            let question = sealing_question(share, permit, id);
+            let question = sealing_question(share, permit, id, patience);
             let (sealing, request_id) = self.upstream.single_use(&question).await?;
             match sealing.ended(self.upstream.clock.now()) {
                 None => {
@@ -93,6 +102,7 @@ impl DataKeys {
         permit: &Permit,
         wrapped: &[EncryptedDataKey],
         messages: usize,
+        patience: &Patience,
     ) -> Result<Opener, Error> {
         let share = self.upstream.shares.of(permit.tenant());
         let mut last = Error::NoWrappedKey;
@@ -104,19 +114,23 @@ impl DataKeys {
             if let Some(opener) = self.cached_opening(&share, permit, &id, messages)? {
                 return Ok(opener);
             }
+            patience.wait(&self.upstream.waiters, &share)?;
             let question = || Question {
                 origin: share.origin(permit.key(), version, kms_key),
                 share: Arc::clone(&share),
                 id,
                 direction: Direction::Open,
                 context: permit.context().clone(),
+                demand: patience.demand(permit),
             };
             match self.fetch_opening(question, wrapped, messages).await {
                 Ok(opener) => return Ok(opener),
                 // Another Region may still answer; a refusal is an answer.
-                Err(Error::Kms(error @ (kms::Error::Throttled | kms::Error::Unavailable(_)))) => {
-                    last = error.into()
-                }
+                Err(Error::Kms(
+                    error @ (kms::Error::Crowded { .. }
+                    | kms::Error::Throttled
+                    | kms::Error::Unavailable(_)),
+                )) => last = error.into(),
                 Err(error) => return Err(error),
             }
         }
@@ -228,7 +242,7 @@ impl DataKeys {
     }
 }
 
-fn sealing_question(share: &Arc<Share>, permit: &Permit, id: Id) -> Question {
+fn sealing_question(share: &Arc<Share>, permit: &Permit, id: Id, patience: &Patience) -> Question {
     let key = permit.key();
     let binding = key.kms();
     Question {
@@ -237,6 +251,7 @@ fn sealing_question(share: &Arc<Share>, permit: &Permit, id: Id) -> Question {
         id,
         direction: Direction::Seal,
         context: permit.context().clone(),
+        demand: patience.demand(permit),
     }
 }
 

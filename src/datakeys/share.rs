@@ -50,6 +50,8 @@ pub(super) struct Share {
     pub(super) refusals: Refusals,
     pub(super) probes: Probes,
     pub(super) tally: Arc<TenantTally>,
+    /// Calls that wait for KMS.
+    pub(super) waiters: AtomicU64,
 }
 
 /// Origins of one version of a key, one after the other.
@@ -114,6 +116,7 @@ impl Share {
             refusals: Refusals::default(),
             probes: Probes::default(),
             tally,
+            waiters: AtomicU64::new(0),
         }
     }
 

@@ -12,6 +12,7 @@ use crate::datakeys::key::OpeningKey;
 use crate::datakeys::key::Reserved;
 use crate::datakeys::key::SealingKey;
 use crate::datakeys::origin::Origin;
+use crate::datakeys::waiters::Patience;
 use crate::message::EncryptedDataKey;
 use crate::message::Flaw;
 use crate::message::stream::Opener;
@@ -43,11 +44,15 @@ impl DataKeys {
     /// What it seals is for the caller to keep within the key's limit of bytes.
     ///
     /// # Errors
-    /// What KMS answers.
-    pub async fn sealing_alone(&self, permit: &Permit) -> Result<Reserved, Error> {
+    /// [`Error::Full`], or what KMS answers.
+    pub async fn sealing_alone(
+        &self,
+        permit: &Permit,
+        patience: &Patience,
+    ) -> Result<Reserved, Error> {
         let id = Id::sealing(permit.key(), permit.context().serialized());
         let share = self.upstream.shares.of(permit.tenant());
-        self.single_use(&share, permit, id).await
+        self.single_use(&share, permit, id, patience).await
     }
 
     /// Asks of a data key in use what is asked of one to be used: that of one of `wrapped`, from
@@ -59,8 +64,10 @@ impl DataKeys {
         &self,
         permit: &Permit,
         wrapped: &[EncryptedDataKey],
+        patience: &Patience,
     ) -> Result<Instant, Error> {
-        Ok(self.unwrapped(permit, wrapped, 1).await?.key.hard())
+        let opener = self.unwrapped(permit, wrapped, 1, patience).await?;
+        Ok(opener.key.hard())
     }
 }
 

@@ -22,8 +22,11 @@ use crate::datakeys::share::Share;
 use crate::datakeys::shares::Shares;
 use crate::datakeys::slot::Entry;
 use crate::datakeys::slot::Slot;
+use crate::datakeys::waiters::Waiters;
 use crate::datakeys::warm::Backlog;
+use crate::directory::Key;
 use crate::kms;
+use crate::kms::Demand;
 use crate::kms::KeyRef;
 use crate::kms::Kms;
 use crate::message::EncryptedDataKey;
@@ -50,6 +53,7 @@ pub(super) struct Upstream {
     kms: Arc<dyn Kms>,
     calls: AtomicU64,
     successors: Queue<Successor>,
+    pub(super) waiters: Waiters,
     /// KMS keys that did not answer, and when they last did not.
     outages: Mutex<HashMap<KeyRef, Instant>>,
 }
@@ -63,6 +67,7 @@ pub(super) struct Question {
     pub(super) id: Id,
     pub(super) direction: Direction,
     pub(super) context: EncryptionContext,
+    pub(super) demand: Demand,
 }
 
 /// An entry whose key is to be succeeded.
@@ -72,13 +77,14 @@ struct Successor {
 }
 
 impl Upstream {
-    /// An upstream that has at most `refreshes` successors fetched at once.
+    /// An upstream that has at most `refreshes` successors fetched, and `waiters` waiting, at once.
     pub(super) fn new(
         kms: Arc<dyn Kms>,
         clock: Arc<dyn Clock>,
         metrics: Metrics,
         shares: Shares,
         refreshes: usize,
+        waiters: u64,
         backlog: Option<Backlog>,
     ) -> Self {
         Self {
@@ -89,6 +95,7 @@ impl Upstream {
             kms,
             calls: AtomicU64::new(0),
             successors: Queue::new(refreshes),
+            waiters: Waiters::new(waiters),
             outages: Mutex::default(),
         }
     }
@@ -106,9 +113,10 @@ impl Upstream {
         self.refused(&question)?;
         let share = Arc::clone(&question.share);
         let id = question.id;
+        let demand = question.demand.clone();
         let cached = || share.sealing(&id)?.key();
         let fetch = Arc::clone(self).fetch_sealing(question);
-        share.sealing_flights.join(id, cached, fetch).await
+        share.sealing_flights.join(id, &demand, cached, fetch).await
     }
 
     /// The opening key of `question`, which is about `wrapped`, likewise.
@@ -120,9 +128,10 @@ impl Upstream {
         self.refused(&question)?;
         let share = Arc::clone(&question.share);
         let id = question.id;
+        let demand = question.demand.clone();
         let cached = || share.opening(&id)?.key();
         let fetch = Arc::clone(self).fetch_opening(question, wrapped);
-        share.opening_flights.join(id, cached, fetch).await
+        share.opening_flights.join(id, &demand, cached, fetch).await
     }
 
     /// A sealing key for one message. To seal it stays out of the cache.
@@ -167,6 +176,7 @@ impl Upstream {
         let mut outages = lock(&self.outages);
         outages.retain(|_, since| now.since(*since) < OUTAGE);
         self.metrics.degraded(Dependency::Kms, !outages.is_empty());
+        self.metrics.waiters(self.waiters.count());
     }
 
     async fn succeed(self: &Arc<Self>, successor: Successor) {
@@ -180,12 +190,14 @@ impl Upstream {
         let context = EncryptionContext::parse(key.envelope().context())
             .expect("an envelope is made of a context");
         let id = *slot.id();
+        let demand = ahead(key.origin().key());
         let question = Question {
             share: Arc::clone(&share),
             origin: Arc::clone(key.origin()),
             id,
             direction: Direction::Seal,
             context,
+            demand: demand.clone(),
         };
         // A flight for a caller may have landed since this one was queued.
         let cached = || {
@@ -193,13 +205,16 @@ impl Upstream {
             current.key().filter(|_| !Arc::ptr_eq(&current, &slot))
         };
         let fetch = Arc::clone(self).fetch_sealing(question);
-        let outcome = match share.sealing_flights.join(id, cached, fetch).await {
+        let flight = share.sealing_flights.join(id, &demand, cached, fetch);
+        let outcome = match flight.await {
             Ok(_) => Refresh::Done,
             Err(error) => {
                 key.pace().failed(self.clock.now(), chance());
                 match error {
                     Error::Kms(error) if error.is_refusal() => Refresh::Refused,
-                    Error::Bug(_) | Error::Kms(_) | Error::NoWrappedKey => Refresh::Failed,
+                    Error::Bug(_) | Error::Full | Error::Kms(_) | Error::NoWrappedKey => {
+                        Refresh::Failed
+                    }
                 }
             }
         };
@@ -244,7 +259,7 @@ impl Upstream {
         // Its age counts from before the call.
         let born = self.clock.now();
         let origin = &question.origin;
-        let answer = self.unwrap(origin, &wrapped, &question.context).await;
+        let answer = self.unwrap(&question, &wrapped).await;
         let unwrapped = self.answered(&question, answer)?;
         let primary = unwrapped.current && origin.is_primary();
         let version = origin.named(&wrapped, primary);
@@ -271,7 +286,7 @@ impl Upstream {
         question: &Question,
     ) -> Result<(SealingKey, EncryptedDataKey, Option<String>), Error> {
         let born = self.clock.now();
-        let answer = self.wrap(&question.origin, &question.context).await;
+        let answer = self.wrap(question).await;
         let data_key = self.answered(question, answer)?;
         let wrapped = data_key.wrapped.clone();
         let request_id = data_key.request_id.clone();
@@ -281,24 +296,23 @@ impl Upstream {
     }
 
     /// A new data key from KMS.
-    pub(super) async fn wrap(
-        &self,
-        origin: &Origin,
-        context: &EncryptionContext,
-    ) -> Result<kms::DataKey, kms::Error> {
+    pub(super) async fn wrap(&self, question: &Question) -> Result<kms::DataKey, kms::Error> {
         self.calls.fetch_add(1, Ordering::Relaxed);
-        self.kms.generate_data_key(origin.kms_key(), context).await
+        let (key, context) = (question.origin.kms_key(), &question.context);
+        let kms = &self.kms;
+        kms.generate_data_key(key, context, &question.demand).await
     }
 
     /// A known data key from KMS.
     pub(super) async fn unwrap(
         &self,
-        origin: &Origin,
+        question: &Question,
         wrapped: &EncryptedDataKey,
-        context: &EncryptionContext,
     ) -> Result<kms::Unwrapped, kms::Error> {
         self.calls.fetch_add(1, Ordering::Relaxed);
-        self.kms.decrypt(origin.kms_key(), wrapped, context).await
+        let (key, context) = (question.origin.kms_key(), &question.context);
+        let kms = &self.kms;
+        kms.decrypt(key, wrapped, context, &question.demand).await
     }
 
     fn answered<T>(
@@ -312,12 +326,21 @@ impl Upstream {
                 lock(&self.outages).remove(kms_key);
             }
             Err(error) if error.is_refusal() => self.learn(question, error),
+            // It was not asked.
+            Err(kms::Error::Crowded { .. }) => {}
             Err(_) => {
                 lock(&self.outages).insert(kms_key.clone(), self.clock.now());
             }
         }
         Ok(answer?)
     }
+}
+
+/// What is asked for `key` ahead of time.
+pub(super) fn ahead(key: &Key) -> Demand {
+    let tenant = key.tenant();
+    let until = tokio::time::Instant::now() + AHEAD;
+    Demand::ahead(tenant.id().clone(), tenant.weight(), until)
 }
 
 /// A random number that spreads what would otherwise happen at once. Without randomness nothing
@@ -328,5 +351,7 @@ pub(super) fn chance() -> u8 {
     u8::from_be_bytes(byte)
 }
 
+/// So long a call ahead of time waits for its turn: then it is tried again later.
+const AHEAD: Duration = Duration::from_secs(30);
 /// For so long after a failure a KMS key counts as out of reach, unless it answers.
 const OUTAGE: Duration = Duration::from_secs(60);

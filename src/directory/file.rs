@@ -86,6 +86,12 @@ pub enum Fault {
     /// A fixed pair has a name that is ours.
     #[error("context name {0} is reserved")]
     Reserved(String),
+    /// The weight is out of bounds.
+    #[error("weight is {weight}; it must be 1 to {}", Tenant::MAX_WEIGHT)]
+    Weight {
+        /// The weight as written.
+        weight: u32,
+    },
 }
 
 fn detail(error: &context::Error) -> String {
@@ -184,9 +190,14 @@ impl<'a> Reader<'a> {
     }
 
     fn home(&mut self, raw: raw::Tenant) -> Result<Home, Error> {
-        let raw::Tenant { id, context, key } = raw;
+        let raw::Tenant {
+            id,
+            weight,
+            context,
+            key,
+        } = raw;
         let tenant = self
-            .tenant(&id, context)
+            .tenant(&id, weight, context)
             .map_err(|fault| self.tenant_error(&id, fault))?;
         let tenant = Arc::new(tenant);
         let mut keys = BTreeMap::new();
@@ -209,6 +220,7 @@ impl<'a> Reader<'a> {
     fn tenant(
         &mut self,
         id: &Spanned<String>,
+        weight: u32,
         context: BTreeMap<String, String>,
     ) -> Result<Tenant, Fault> {
         let id = id.get_ref().parse().map_err(Fault::Id)?;
@@ -216,8 +228,12 @@ impl<'a> Reader<'a> {
             return Err(Fault::Reserved(name.clone()));
         }
         EncryptionContext::new(context.clone()).map_err(|error| Fault::Context { error })?;
+        if !(1..=Tenant::MAX_WEIGHT).contains(&weight) {
+            return Err(Fault::Weight { weight });
+        }
         Ok(Tenant {
             id,
+            weight,
             context: self.pairs(context),
         })
     }

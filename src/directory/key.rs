@@ -13,17 +13,28 @@ use crate::message::context;
 use crate::name::KeyName;
 use crate::name::TenantId;
 
-/// The isolation boundary: an id, and the pairs that stand in each of its encryption contexts.
+/// The isolation boundary: an id, the pairs that stand in each of its encryption contexts, and its
+/// weight beside others.
 #[derive(Debug)]
 pub struct Tenant {
     pub(super) id: TenantId,
+    pub(super) weight: u32,
     pub(super) context: Pairs,
 }
 
 impl Tenant {
+    /// The largest weight.
+    pub const MAX_WEIGHT: u32 = 1000;
+
     /// The id.
     pub fn id(&self) -> &TenantId {
         &self.id
+    }
+
+    /// Its share of KMS calls where there are too few for all, as against other tenants: 1 to
+    /// [`Tenant::MAX_WEIGHT`].
+    pub fn weight(&self) -> u32 {
+        self.weight
     }
 
     /// The fixed pairs, ordered by name. No name is reserved or the name of an identity rule's

@@ -9,6 +9,7 @@ const NEWER: &str = "arn:aws:kms:eu-central-1:111122223333:key/0002";
 const FULL: &str = r#"
     [[tenant]]
     id = "acme"
+    weight = 20
     context = { env = "prod" }
 
     [[tenant.key]]
@@ -76,6 +77,7 @@ fn a_full_entry_is_read_in_full() {
         key.tenant().context().collect::<Vec<_>>(),
         [("env", "prod")]
     );
+    assert_eq!(key.tenant().weight(), 20);
     assert_eq!(key.owner(), Owner::Tenant);
     assert_eq!(key.kms().primary(), &NEWER.parse().unwrap());
     assert_eq!(key.kms().primary_version(), 2);
@@ -112,8 +114,25 @@ fn a_short_entry_gets_the_defaults() {
     assert_eq!(key.kms().primary(), &"local:invoices".parse().unwrap());
     assert_eq!(key.owner(), Owner::Operator);
     assert_eq!(key.limits(), Limits::default());
+    let plain = parse("[[tenant]]\nid = \"plain\"").unwrap();
+    let id = "plain".parse().unwrap();
+    assert_eq!(plain.tenant(&id).unwrap().weight(), 1);
     for role in Role::ALL {
         assert!(key.policy().statements(role).is_empty(), "{role:?}");
+    }
+}
+
+#[test]
+fn weights_hold_at_the_edge_and_one_beyond() {
+    let read = |weight: u32| parse(&format!("[[tenant]]\nid = \"acme\"\nweight = {weight}"));
+    for good in [1, 1000] {
+        assert!(read(good).is_ok(), "{good}");
+    }
+    for weight in [0, 1001] {
+        let Err(Error::Tenant { fault, .. }) = read(weight) else {
+            panic!("{weight} is no weight");
+        };
+        assert_eq!(*fault, Fault::Weight { weight });
     }
 }
 

@@ -12,6 +12,7 @@ use crate::audit::Failure;
 use crate::broker::Broker;
 use crate::broker::Call;
 use crate::broker::stream::Begun;
+use crate::datakeys::Patience;
 use crate::error::Error;
 use crate::grpc::batch;
 use crate::grpc::convert;
@@ -46,13 +47,18 @@ impl Service {
         run: impl AsyncFnOnce(Call<'_>, Q) -> Result<P, Error>,
     ) -> Result<Response<P>, Status> {
         let (_, mut extensions, message) = request.into_parts();
-        let Some(passage) = extensions.remove::<Passage>() else {
+        let passed = (
+            extensions.remove::<Passage>(),
+            extensions.remove::<Arc<Patience>>(),
+        );
+        let (Some(passage), Some(patience)) = passed else {
             return Err(Status::internal("a call that did not pass the witness"));
         };
         if message.encoded_len() > LONG {
             step_aside().await;
         }
-        let call = self.0.call(&passage.session, passage.notes.clone());
+        let notes = passage.notes.clone();
+        let call = self.0.call(&passage.session, notes, patience);
         let outcome = match call {
             Ok(call) => run(call, message).await,
             Err(error) => Err(error),
@@ -79,14 +85,16 @@ impl Service {
         let passed = (
             extensions.remove::<Passage>(),
             extensions.remove::<Lasting>(),
+            extensions.remove::<Arc<Patience>>(),
         );
-        let (Some(passage), Some(lasting)) = passed else {
+        let (Some(passage), Some(lasting), Some(patience)) = passed else {
             return Err(Status::internal("a call that did not pass the witness"));
         };
         let begun = async {
             let first = stream::message(&mut requests).await?;
             let start = S::start(first.ok_or_else(not_start)?)?;
-            let call = self.0.call(&passage.session, passage.notes.clone())?;
+            let notes = passage.notes.clone();
+            let call = self.0.call(&passage.session, notes, patience)?;
             begin(call, start, &mut requests).await
         };
         match begun.await {

@@ -55,7 +55,7 @@ pub(super) fn of_tonic(code: Code, limit: usize) -> Error {
 fn code(error: &Error) -> Code {
     match error {
         Error::AuditUnavailable(_)
-        | Error::KmsThrottled
+        | Error::KmsThrottled { .. }
         | Error::KmsUnavailable(_)
         | Error::Withdrawn => Code::Unavailable,
         Error::Bug(_) | Error::KmsAccessDenied(_) => Code::Internal,
@@ -112,8 +112,9 @@ fn sentence(error: &Error) -> String {
              kms:GenerateDataKey and kms:Decrypt on it"
                 .into()
         }
-        Error::KmsThrottled => {
-            "KMS throttles the broker and no data key is cached: try again later".into()
+        Error::KmsThrottled { .. } => {
+            "there are more calls to KMS than it takes, and no data key is cached: try again later"
+                .into()
         }
         Error::KmsUnavailable(_) => {
             "KMS does not answer the broker and no data key is cached: try again later".into()
@@ -245,7 +246,7 @@ fn metadata(error: &Error) -> HashMap<String, String> {
         | Error::KeyDisabled
         | Error::KeyPendingDeletion(_)
         | Error::KmsAccessDenied(_)
-        | Error::KmsThrottled
+        | Error::KmsThrottled { .. }
         | Error::KmsUnavailable(_)
         | Error::Malformed
         | Error::MethodUnknown
@@ -294,7 +295,7 @@ fn describe(error: &Error, request_id: &str, details: &mut ErrorDetails) {
         }
         Error::AuditUnavailable(_)
         | Error::Expired
-        | Error::KmsThrottled
+        | Error::KmsThrottled { .. }
         | Error::KmsUnavailable(_)
         | Error::MethodUnknown
         | Error::Overloaded
@@ -308,7 +309,7 @@ fn describe(error: &Error, request_id: &str, details: &mut ErrorDetails) {
 /// How long to wait before the same call, for errors that pass.
 fn pause(error: &Error) -> Option<Duration> {
     error.retryable().then(|| match error {
-        Error::KmsThrottled => Duration::from_secs(1),
+        Error::KmsThrottled { pause } => *pause,
         Error::AuditUnavailable(_)
         | Error::Bug(_)
         | Error::Checksum(_)

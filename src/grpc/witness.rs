@@ -30,6 +30,7 @@ use crate::audit::Audit;
 use crate::audit::Notes;
 use crate::audit::Record;
 use crate::clock::Clock;
+use crate::datakeys::Patience;
 use crate::error::Error;
 use crate::error::Unauthenticated;
 use crate::grpc::connection::Connection;
@@ -66,7 +67,7 @@ pub(super) enum Method {
 
 /// What there may be at once, and for how long.
 pub(super) struct Bounds {
-    /// Calls of ours under way, streams aside.
+    /// Calls of ours under way, streams and those that wait for KMS aside.
     pub(super) in_flight: usize,
     /// Streams under way.
     pub(super) streams: usize,
@@ -107,7 +108,7 @@ struct Inner {
     methods: HashMap<String, Method>,
     audit: Arc<Audit>,
     clock: Arc<dyn Clock>,
-    in_flight: Semaphore,
+    in_flight: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     stall: Duration,
 }
@@ -126,7 +127,7 @@ impl Witness {
             methods,
             audit,
             clock,
-            in_flight: Semaphore::new(bounds.in_flight),
+            in_flight: Arc::new(Semaphore::new(bounds.in_flight)),
             streams: Arc::new(Semaphore::new(bounds.streams)),
             stall: bounds.stall,
         }))
@@ -159,10 +160,14 @@ impl Witness {
         let request_id = request_id(request.headers(), || entry.id());
         notes.add(|record| introduce(record, rpc, connection, request.headers(), &request_id));
 
-        let patience = patience(request.headers());
-        let pass = inner.pass(connection, rpc, request, &notes, &request_id, entry.id());
-        let pass = AssertUnwindSafe(pass);
-        let outcome = match tokio::time::timeout(patience, pass.catch_unwind()).await {
+        let opened = Opened {
+            notes: &notes,
+            request_id: &request_id,
+            id: entry.id(),
+            until: Instant::now() + patience(request.headers()),
+        };
+        let pass = AssertUnwindSafe(inner.pass(connection, rpc, request, &opened));
+        let outcome = match tokio::time::timeout_at(opened.until, pass.catch_unwind()).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(Error::Bug("a panic".into())),
             Err(_) => Err(Error::Expired),
@@ -224,6 +229,16 @@ impl Witness {
     }
 }
 
+/// A call whose record is open.
+struct Opened<'a> {
+    notes: &'a Notes,
+    request_id: &'a Arc<str>,
+    /// The record's.
+    id: Uuid,
+    /// When the call ends, whatever it has come to.
+    until: Instant,
+}
+
 /// What a call has come to.
 struct Passed {
     response: http::Response<Body>,
@@ -259,32 +274,32 @@ impl Inner {
         connection: &Arc<Connection>,
         rpc: Option<&Rpc>,
         request: http::Request<Incoming>,
-        notes: &Notes,
-        request_id: &Arc<str>,
-        id: Uuid,
+        call: &Opened<'_>,
     ) -> Result<Passed, Error> {
         let session = Arc::clone(connection.authenticated(self.clock.wall())?);
         let rpc = rpc.ok_or(Error::MethodUnknown)?;
         let mut begun = None;
-        let (mut request, place, _turn) = match rpc.work {
+        let (mut request, place, turn) = match rpc.work {
             Work::Long | Work::Short => {
                 let (request, place) = connection.room.admit(request, rpc.limit, rpc.answer).await;
-                let turn = self.in_flight.try_acquire();
+                let turn = Arc::clone(&self.in_flight).try_acquire_owned();
                 (request, place, Some(turn.map_err(|_| Error::Overloaded)?))
             }
             Work::Stream => {
                 let mut request = request.map(Body::new);
                 let opened = begun.insert(watch::Sender::new(false)).subscribe();
-                let lasting = self.lasting(connection, request.headers(), id, opened)?;
+                let lasting = self.lasting(connection, request.headers(), call.id, opened)?;
                 request.extensions_mut().insert(lasting);
                 (request, None, None)
             }
         };
         request.extensions_mut().insert(Passage {
             session,
-            notes: notes.clone(),
-            request_id: Arc::clone(request_id),
+            notes: call.notes.clone(),
+            request_id: Arc::clone(call.request_id),
         });
+        let patience = Arc::new(Patience::new(call.until, turn));
+        request.extensions_mut().insert(patience);
         match rpc.work {
             Work::Long | Work::Stream => step_aside().await,
             Work::Short => {}
@@ -299,7 +314,7 @@ impl Inner {
         };
         match response.extensions().get::<Status>() {
             // Our own methods note why they fail; a status without a note is tonic's.
-            Some(status) if !notes.failed() => Err(of_tonic(status.code(), rpc.limit)),
+            Some(status) if !call.notes.failed() => Err(of_tonic(status.code(), rpc.limit)),
             Some(_) | None => Ok(Passed { response, begun }),
         }
     }

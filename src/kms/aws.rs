@@ -45,6 +45,7 @@ use crate::kms::AWS_PROVIDER;
 use crate::kms::Arn;
 use crate::kms::DATA_KEY;
 use crate::kms::DataKey;
+use crate::kms::Demand;
 use crate::kms::Error;
 use crate::kms::KeyRef;
 use crate::kms::Kms;
@@ -132,6 +133,7 @@ impl Kms for Aws {
         &self,
         key: &KeyRef,
         context: &EncryptionContext,
+        _: &Demand,
     ) -> Result<DataKey, Error> {
         let arn = arn(key)?;
         let mut answer = self
@@ -176,6 +178,7 @@ impl Kms for Aws {
         key: &KeyRef,
         wrapped: &EncryptedDataKey,
         context: &EncryptionContext,
+        _: &Demand,
     ) -> Result<Unwrapped, Error> {
         let arn = arn(key)?;
         if !key.claims(wrapped) {

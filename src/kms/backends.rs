@@ -10,6 +10,7 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::kms::DataKey;
+use crate::kms::Demand;
 use crate::kms::Error;
 use crate::kms::KeyRef;
 use crate::kms::Kms;
@@ -84,8 +85,9 @@ impl Kms for Backends {
         &self,
         key: &KeyRef,
         context: &EncryptionContext,
+        demand: &Demand,
     ) -> Result<DataKey, Error> {
-        self.of(key)?.generate_data_key(key, context).await
+        self.of(key)?.generate_data_key(key, context, demand).await
     }
 
     async fn decrypt(
@@ -93,8 +95,9 @@ impl Kms for Backends {
         key: &KeyRef,
         wrapped: &EncryptedDataKey,
         context: &EncryptionContext,
+        demand: &Demand,
     ) -> Result<Unwrapped, Error> {
-        self.of(key)?.decrypt(key, wrapped, context).await
+        self.of(key)?.decrypt(key, wrapped, context, demand).await
     }
 
     async fn describe_key(&self, key: &KeyRef) -> Result<(), Error> {

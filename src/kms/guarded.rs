@@ -1,13 +1,19 @@
-//! What stands between the data keys and a KMS: the time of a call, retries within a budget, and a
-//! breaker.
+//! What stands between the data keys and a KMS: the time of a call, a rate and turns, retries within
+//! a budget, and a breaker.
 //!
 //! | file | what it holds |
 //! |---|---|
+//! | `gate` | who passes, and who waits |
+//! | `fair` | who is next |
+//! | `rate` | how many requests a second |
 //! | `retries` | which attempts are made again, and how many |
 //! | `breaker` | when a key's KMS is not asked |
-//! | `regions` | whose budget, whose breaker; what is counted and logged |
+//! | `regions` | whose gate, whose budget, whose breaker; what is counted and logged |
 
 mod breaker;
+mod fair;
+mod gate;
+mod rate;
 mod regions;
 mod retries;
 #[cfg(test)]
@@ -23,11 +29,16 @@ use tokio::time::Instant;
 use tokio::time::MissedTickBehavior;
 
 use crate::kms::DataKey;
+use crate::kms::Demand;
 use crate::kms::Error;
 use crate::kms::KeyRef;
 use crate::kms::Kms;
 use crate::kms::Unwrapped;
 use crate::kms::aws;
+use crate::kms::guarded::gate::Answer;
+use crate::kms::guarded::gate::Gate;
+use crate::kms::guarded::gate::Turn;
+use crate::kms::guarded::regions::Guard;
 use crate::kms::guarded::regions::Regions;
 use crate::kms::guarded::regions::Request;
 use crate::kms::guarded::regions::chance;
@@ -37,13 +48,21 @@ use crate::message::EncryptionContext;
 use crate::metrics::KmsOperation;
 use crate::metrics::Metrics;
 
-/// A KMS whose calls end in time, are made again where that helps and harms nobody, and are not
-/// made at all while they fail.
+/// A KMS whose calls end in time, are made at the rate that it takes and by turns of the tenants,
+/// are made again where that helps and harms nobody, and are not made at all while they fail.
 ///
-/// A call has at most three attempts, each of `attempt_timeout`, and ends within
-/// `operation_timeout`. Another attempt is made only after [`Error::Throttled`] and
+/// An account in a Region is sent at most `requests_per_second`, attempts included; less after each
+/// [`Error::Throttled`], and slowly more again. Calls beyond that wait, and pass in proportion to
+/// the weights of their tenants, those with callers before those without. At most 256 are under way
+/// at once, 64 of a tenant. A call that would not be made in time for its callers ends in
+/// [`Error::Crowded`] instead, at once where that is known.
+///
+/// When its turn has come, a call has at most three attempts, each of `attempt_timeout`, and ends
+/// within `operation_timeout`. Another attempt is made only after [`Error::Throttled`] and
 /// [`Error::Unavailable`], after a random pause, if it and the pause fit into the time that is left,
-/// and within 10 % of what succeeds in the Region, or 10 a second.
+/// and within 10 % of what succeeds in the Region, or 10 a second. None begins when no caller waits
+/// any more, and another one is given up then. The first is not: what it brings serves those who
+/// come next, who would otherwise never get a data key from a KMS that takes longer than they wait.
 ///
 /// A key for which half of 20 or more attempts within 10 s failed is not asked for 1 to 5 s: its
 /// calls end in [`Error::Unavailable`] at once. Then one at a time goes through, until one does not
@@ -70,7 +89,7 @@ impl Guarded {
         metrics: Metrics,
     ) -> Result<Self, aws::Misconfigured> {
         let (attempt, operation) = config.timeouts()?;
-        let regions = Arc::new(Regions::new(metrics));
+        let regions = Arc::new(Regions::new(config.requests_per_second, metrics));
         let tending = tokio::spawn(tend(Arc::clone(&regions)));
         Ok(Self {
             kms,
@@ -85,43 +104,52 @@ impl Guarded {
         &'a self,
         key: &KeyRef,
         operation: KmsOperation,
+        demand: Option<&Demand>,
         ask: impl Fn() -> BoxFuture<'a, Result<T, Error>>,
     ) -> Result<T, Error> {
-        let began = Instant::now();
-        let deadline = began + self.operation;
-        let guard = self.regions.guard(key, began);
-        let Some(mut request) = guard.begin(operation, began) else {
-            return Err(Error::Unavailable(NOT_ASKED.to_owned()));
-        };
+        let guard = self.regions.guard(key, Instant::now());
+        let (mut request, mut turn) = begin(&guard, operation, demand).await?;
+        let deadline = Instant::now() + self.operation;
         let mut retries = 0;
         loop {
-            let error = match self.attempt(request, key, deadline, ask()).await {
+            let awaited = demand.filter(|_| retries > 0);
+            let attempt = self.attempt(request, key, deadline, awaited, ask());
+            let error = match attempt.await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
             let now = Instant::now();
+            if let (Error::Throttled, Some(turn)) = (&error, &turn) {
+                turn.throttled(now);
+            }
+            // Pauses are nobody's turn.
+            drop(turn);
             let fits = |pause: &Duration| now + *pause + self.attempt <= deadline;
             let Some(pause) = pause(&error, retries, chance()).filter(fits) else {
                 return Err(error);
             };
-            if !guard.retry(now) {
+            if demand.is_some_and(|demand| demand.is_over(now + pause)) || !guard.retry(now) {
                 return Err(error);
             }
             tokio::time::sleep(pause).await;
-            let Some(next) = guard.begin(operation, Instant::now()) else {
-                return Err(error);
-            };
+            let latest = deadline - self.attempt;
+            let begun = begin(&guard, operation, demand);
+            match tokio::time::timeout_at(latest, begun).await {
+                Ok(Ok(next)) => (request, turn) = next,
+                Ok(Err(_)) | Err(_) => return Err(error),
+            }
             guard.retried();
-            request = next;
             retries += 1;
         }
     }
 
+    /// One attempt, which is given up when nobody of `awaited` waits any more.
     async fn attempt<T>(
         &self,
         request: Request<'_>,
         key: &KeyRef,
         deadline: Instant,
+        awaited: Option<&Demand>,
         call: BoxFuture<'_, Result<T, Error>>,
     ) -> Result<T, Error> {
         let late = |span| Err(Error::Unavailable(format!("no answer within {span:?}")));
@@ -130,6 +158,8 @@ impl Guarded {
             answer = call => answer,
             () = self.too_long(key) => late(self.attempt),
             () = tokio::time::sleep_until(deadline) => late(self.operation),
+            // It tells nothing about the service.
+            () = over(awaited) => return Err(Error::Unavailable(NOBODY.to_owned())),
         };
         request.end(&answer, Instant::now());
         answer
@@ -149,6 +179,49 @@ impl Guarded {
     }
 }
 
+/// Begins a request when its turn has come, unless it shall not be made.
+async fn begin<'g>(
+    guard: &'g Guard,
+    operation: KmsOperation,
+    demand: Option<&Demand>,
+) -> Result<(Request<'g>, Option<Turn>), Error> {
+    let not_asked = || Error::Unavailable(NOT_ASKED.to_owned());
+    if guard.refuses(Instant::now()) {
+        return Err(not_asked());
+    }
+    let mut turn = match demand {
+        Some(demand) => Some(pass(guard.gate(), demand).await?),
+        None => None,
+    };
+    let now = Instant::now();
+    if demand.is_some_and(|demand| demand.is_over(now)) {
+        return Err(Error::Unavailable(NOBODY.to_owned()));
+    }
+    let request = guard.begin(operation, now).ok_or_else(not_asked)?;
+    if let Some(turn) = &mut turn {
+        turn.use_at(now);
+    }
+    Ok((request, turn))
+}
+
+async fn pass(gate: &Arc<Gate>, demand: &Demand) -> Result<Turn, Error> {
+    match gate.ask(demand, Instant::now()) {
+        Answer::Later(pause) => Err(Error::Crowded { pause }),
+        Answer::Pass(turn) => Ok(turn),
+        Answer::Wait(place) => place.turn().await.map_err(|pause| Error::Crowded { pause }),
+    }
+}
+
+/// Resolves when nobody waits any more, if it is to be heeded.
+async fn over(awaited: Option<&Demand>) {
+    let Some(demand) = awaited else {
+        return std::future::pending().await;
+    };
+    while !demand.is_over(Instant::now()) {
+        tokio::time::sleep_until(demand.until()).await;
+    }
+}
+
 impl Drop for Guarded {
     fn drop(&mut self) {
         self.tending.abort();
@@ -161,9 +234,11 @@ impl Kms for Guarded {
         &self,
         key: &KeyRef,
         context: &EncryptionContext,
+        demand: &Demand,
     ) -> Result<DataKey, Error> {
-        let ask = || self.kms.generate_data_key(key, context);
-        self.call(key, KmsOperation::GenerateDataKey, ask).await
+        let ask = || self.kms.generate_data_key(key, context, demand);
+        let operation = KmsOperation::GenerateDataKey;
+        self.call(key, operation, Some(demand), ask).await
     }
 
     async fn decrypt(
@@ -171,14 +246,17 @@ impl Kms for Guarded {
         key: &KeyRef,
         wrapped: &EncryptedDataKey,
         context: &EncryptionContext,
+        demand: &Demand,
     ) -> Result<Unwrapped, Error> {
-        let ask = || self.kms.decrypt(key, wrapped, context);
-        self.call(key, KmsOperation::Decrypt, ask).await
+        let ask = || self.kms.decrypt(key, wrapped, context, demand);
+        let operation = KmsOperation::Decrypt;
+        self.call(key, operation, Some(demand), ask).await
     }
 
     async fn describe_key(&self, key: &KeyRef) -> Result<(), Error> {
         let ask = || self.kms.describe_key(key);
-        self.call(key, KmsOperation::DescribeKey, ask).await
+        // Its quota is another one.
+        self.call(key, KmsOperation::DescribeKey, None, ask).await
     }
 
     async fn ready_since(&self, key: &KeyRef) -> Option<Instant> {
@@ -199,3 +277,4 @@ async fn tend(regions: Arc<Regions>) {
 const PERIOD: Duration = Duration::from_secs(10);
 const NOT_ASKED: &str = "not asked, because calls for this key failed a moment ago: one at a time \
                          tries again every few seconds";
+const NOBODY: &str = "nobody waits for the answer any more";

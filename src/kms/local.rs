@@ -18,6 +18,7 @@ use crate::crypto::Secret;
 use crate::crypto::random;
 use crate::kms;
 use crate::kms::DataKey;
+use crate::kms::Demand;
 use crate::kms::KeyRef;
 use crate::kms::Kms;
 use crate::kms::LOCAL_PROVIDER;
@@ -46,6 +47,7 @@ impl Kms for Keyring {
         &self,
         key: &KeyRef,
         context: &EncryptionContext,
+        _: &Demand,
     ) -> Result<DataKey, kms::Error> {
         let contents = self.contents();
         let (id, key) = usable(&contents, key)?;
@@ -71,6 +73,7 @@ impl Kms for Keyring {
         key: &KeyRef,
         wrapped: &EncryptedDataKey,
         context: &EncryptionContext,
+        _: &Demand,
     ) -> Result<Unwrapped, kms::Error> {
         let contents = self.contents();
         let (id, key) = usable(&contents, key)?;

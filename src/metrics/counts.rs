@@ -23,6 +23,7 @@ pub(super) struct Values {
     pub(super) tenants: Tenants,
     pub(super) cache_entries: AtomicU64,
     pub(super) cache_bytes: AtomicU64,
+    pub(super) waiters: AtomicU64,
     pub(super) kms_degraded: AtomicU64,
     pub(super) lock_degraded: AtomicU64,
     pub(super) swap_bytes: AtomicU64,

@@ -31,8 +31,11 @@ pub struct KmsTally {
     describe_key: OutcomeCounts,
     generate_data_key: OutcomeCounts,
     retries: AtomicU64,
+    shed: AtomicU64,
     half: AtomicI64,
     open: AtomicI64,
+    queued: AtomicI64,
+    rate: Mutex<f64>,
     region: Arc<str>,
     durations: Histogram<f64>,
 }
@@ -55,6 +58,9 @@ impl KmsTally {
             describe_key: OutcomeCounts::default(),
             generate_data_key: OutcomeCounts::default(),
             retries: AtomicU64::new(0),
+            shed: AtomicU64::new(0),
+            queued: AtomicI64::new(0),
+            rate: Mutex::new(0.0),
             half: AtomicI64::new(0),
             open: AtomicI64::new(0),
             region,
@@ -113,6 +119,38 @@ impl KmsTally {
             (false, true) => 1,
             (false, false) => 0,
         }
+    }
+
+    /// Counts a call that was not made because its turn would not have come in time.
+    pub fn shed(&self) {
+        self.shed.fetch_add(1, Relaxed);
+    }
+
+    /// Calls that were not made because their turn would not have come in time.
+    pub fn sheds(&self) -> u64 {
+        self.shed.load(Relaxed)
+    }
+
+    /// Notes that one of the Region's queues had so many calls in it and has so many now.
+    pub fn queued(&self, from: usize, to: usize) {
+        let signed = |length: usize| i64::try_from(length).unwrap_or(i64::MAX);
+        self.queued.fetch_add(signed(to) - signed(from), Relaxed);
+    }
+
+    /// Calls that wait for their turn.
+    pub fn queue_length(&self) -> u64 {
+        self.queued.load(Relaxed).try_into().unwrap_or(0)
+    }
+
+    /// Notes that the Region may be sent so many requests a second more, or fewer.
+    pub fn rate(&self, change: f64) {
+        *self.rate.lock().unwrap_or_else(PoisonError::into_inner) += change;
+    }
+
+    /// Requests a second that the Region may be sent, over all accounts.
+    pub fn requests_per_second(&self) -> f64 {
+        let rate = *self.rate.lock().unwrap_or_else(PoisonError::into_inner);
+        rate.max(0.0)
     }
 
     fn count(&self, operation: KmsOperation, outcome: KmsOutcome) -> &AtomicU64 {
@@ -202,6 +240,32 @@ impl Regions {
             }))
             .build();
         meter
+            .u64_observable_counter("keybroker_kms_shed")
+            .with_description(
+                "Calls to KMS that were not made because their turn would not have come in time, \
+                 by Region.",
+            )
+            .with_callback(self.reading(|tally, region, instrument| {
+                instrument.observe(tally.sheds(), &[region]);
+            }))
+            .build();
+        meter
+            .u64_observable_gauge("keybroker_kms_queue_length")
+            .with_description("Calls to KMS that wait for their turn, by Region.")
+            .with_callback(self.reading(|tally, region, instrument| {
+                instrument.observe(tally.queue_length(), &[region]);
+            }))
+            .build();
+        meter
+            .f64_observable_gauge("keybroker_kms_requests_per_second")
+            .with_description(
+                "Requests that KMS may be sent in a second, by Region: lowered when it throttles.",
+            )
+            .with_callback(self.reading(|tally, region, instrument| {
+                instrument.observe(tally.requests_per_second(), &[region]);
+            }))
+            .build();
+        meter
             .u64_observable_gauge("keybroker_kms_circuit_state")
             .with_description(
                 "The worst circuit of a Region's keys: 0 closed, 1 half open, 2 open.",
@@ -213,10 +277,10 @@ impl Regions {
     }
 
     /// A callback that gives `observe` each Region's tally.
-    fn reading(
+    fn reading<T: 'static>(
         self: &Arc<Self>,
-        observe: fn(&KmsTally, KeyValue, &dyn AsyncInstrument<u64>),
-    ) -> impl Fn(&dyn AsyncInstrument<u64>) + Send + Sync + use<> {
+        observe: fn(&KmsTally, KeyValue, &dyn AsyncInstrument<T>),
+    ) -> impl Fn(&dyn AsyncInstrument<T>) + Send + Sync + use<T> {
         let regions = Arc::clone(self);
         move |instrument| {
             for tally in regions.read() {

@@ -23,6 +23,7 @@ use keybroker::message::EncryptionContext;
 use keybroker::metrics::Metrics;
 use tokio::net::TcpListener;
 
+use crate::harness::demand;
 use crate::kms_contract::Fixture;
 use crate::kms_contract::contract;
 use crate::support::fake_kms::BROKER;
@@ -67,7 +68,11 @@ impl Scene {
         let aws = fake.aws();
         let arn = fake.key(REGION);
         let key = named(&arn);
-        let wrapped = aws.generate_data_key(&key, &acme()).await.unwrap().wrapped;
+        let wrapped = aws
+            .generate_data_key(&key, &acme(), &demand())
+            .await
+            .unwrap()
+            .wrapped;
         Self {
             fake,
             aws,
@@ -78,11 +83,18 @@ impl Scene {
     }
 
     async fn generate(&self) -> Error {
-        refusal(self.aws.generate_data_key(&self.key, &acme()).await)
+        refusal(
+            self.aws
+                .generate_data_key(&self.key, &acme(), &demand())
+                .await,
+        )
     }
 
     async fn decrypt(&self) -> Error {
-        let result = self.aws.decrypt(&self.key, &self.wrapped, &acme()).await;
+        let result = self
+            .aws
+            .decrypt(&self.key, &self.wrapped, &acme(), &demand())
+            .await;
         refusal(result)
     }
 }
@@ -91,10 +103,16 @@ impl Scene {
 async fn a_data_key_comes_back_under_its_context() {
     let scene = Scene::set().await;
     let (aws, key) = (&scene.aws, &scene.key);
-    let made = aws.generate_data_key(key, &acme()).await.unwrap();
+    let made = aws
+        .generate_data_key(key, &acme(), &demand())
+        .await
+        .unwrap();
     assert_eq!(made.wrapped.provider_id, "aws-kms");
     assert_eq!(made.wrapped.provider_info, scene.arn.as_str());
-    let opened = aws.decrypt(key, &made.wrapped, &acme()).await.unwrap();
+    let opened = aws
+        .decrypt(key, &made.wrapped, &acme(), &demand())
+        .await
+        .unwrap();
     assert!(opened.plaintext.matches(made.plaintext.expose()));
     assert!(made.request_id.is_some() && opened.request_id.is_some());
     assert_ne!(made.request_id, opened.request_id);
@@ -118,7 +136,10 @@ async fn another_context_or_a_damaged_blob_does_not_open() {
         context(&[("keybroker:tenant", "acme"), ("keybroker:key", "order")]),
         context(&[("keybroker:tenan", "tacme"), ("keybroker:key", "orders")]),
     ] {
-        let result = scene.aws.decrypt(&scene.key, &scene.wrapped, &other).await;
+        let result = scene
+            .aws
+            .decrypt(&scene.key, &scene.wrapped, &other, &demand())
+            .await;
         assert_eq!(refusal(result), Error::InvalidCiphertext, "{other:?}");
     }
     scene.wrapped.ciphertext[0] ^= 1;
@@ -137,7 +158,10 @@ async fn a_key_that_a_message_names_is_never_called() {
         ..scene.wrapped.clone()
     };
     for wrapped in [foreign, other_provider] {
-        let result = scene.aws.decrypt(&scene.key, &wrapped, &acme()).await;
+        let result = scene
+            .aws
+            .decrypt(&scene.key, &wrapped, &acme(), &demand())
+            .await;
         assert_eq!(refusal(result), Error::IncorrectKey);
     }
     assert_eq!(scene.fake.calls(Operation::Decrypt), 0);
@@ -151,7 +175,10 @@ async fn a_blob_of_another_key_is_refused_whatever_it_claims() {
         provider_info: other.to_string(),
         ..scene.wrapped
     };
-    let result = scene.aws.decrypt(&named(&other), &disguised, &acme()).await;
+    let result = scene
+        .aws
+        .decrypt(&named(&other), &disguised, &acme(), &demand())
+        .await;
     assert_eq!(refusal(result), Error::IncorrectKey);
     assert_eq!(scene.fake.calls_of(&other, Operation::Decrypt), 1);
 }
@@ -161,7 +188,10 @@ async fn a_local_key_is_not_asked_of_aws() {
     let scene = Scene::set().await;
     let local: KeyRef = "local:orders".parse().unwrap();
     let calls = scene.fake.log().len();
-    let result = scene.aws.generate_data_key(&local, &acme()).await;
+    let result = scene
+        .aws
+        .generate_data_key(&local, &acme(), &demand())
+        .await;
     assert!(matches!(refusal(result), Error::NotFound(_)));
     assert_eq!(scene.fake.log().len(), calls);
 }
@@ -274,7 +304,7 @@ async fn failures_are_not_tried_again() {
     assert!(
         scene
             .aws
-            .generate_data_key(&scene.key, &acme())
+            .generate_data_key(&scene.key, &acme(), &demand())
             .await
             .is_ok()
     );
@@ -327,7 +357,7 @@ async fn a_silent_kms_ends_the_call_at_the_timeout() {
     };
     let aws = Aws::new(&sdk_config(BROKER), config).unwrap();
     fake.fail(Operation::GenerateDataKey, Fault::Hang);
-    let error = refusal(aws.generate_data_key(&key, &acme()).await);
+    let error = refusal(aws.generate_data_key(&key, &acme(), &demand()).await);
     assert!(
         matches!(&error, Error::Unavailable(why) if why.contains("read timeout")),
         "{error}"
@@ -346,7 +376,7 @@ async fn slow_credentials_end_the_call_at_the_operation_timeout_alone() {
     };
     let never = provide_credentials_fn(std::future::pending);
     let aws = Aws::new(&credentials(never), config).unwrap();
-    let error = refusal(aws.generate_data_key(&key, &acme()).await);
+    let error = refusal(aws.generate_data_key(&key, &acme(), &demand()).await);
     assert!(matches!(error, Error::Unavailable(_)), "{error}");
     assert_eq!(fake.calls(Operation::GenerateDataKey), 0);
 }
@@ -367,12 +397,15 @@ async fn slow_credentials_are_not_held_against_kms() {
     let aws = Aws::new(&credentials(slow), config.clone()).unwrap();
     let metrics = Metrics::unread();
     let guarded = Guarded::new(Arc::new(aws), &config, metrics.clone()).unwrap();
-    guarded.generate_data_key(&key, &acme()).await.unwrap();
+    guarded
+        .generate_data_key(&key, &acme(), &demand())
+        .await
+        .unwrap();
     assert_eq!(metrics.kms(REGION).retries(), 0);
 
     // Of a later attempt the credentials take nothing: it ends in time.
     fake.fail(Operation::GenerateDataKey, Fault::Hang);
-    let error = refusal(guarded.generate_data_key(&key, &acme()).await);
+    let error = refusal(guarded.generate_data_key(&key, &acme(), &demand()).await);
     assert!(matches!(error, Error::Unavailable(_)), "{error}");
     assert_eq!(metrics.kms(REGION).retries(), 2);
 }
@@ -383,7 +416,7 @@ async fn missing_credentials_are_told_from_an_outage() {
     let key = named(&fake.key(REGION));
     let none = provide_credentials_fn(async || Err(CredentialsError::not_loaded("no profile")));
     let aws = Aws::new(&credentials(none), fake.config()).unwrap();
-    let error = refusal(aws.generate_data_key(&key, &acme()).await);
+    let error = refusal(aws.generate_data_key(&key, &acme(), &demand()).await);
     assert!(
         matches!(&error, Error::Credentials(why) if why.contains("no profile")),
         "{error}"
@@ -462,7 +495,7 @@ async fn the_state_of_the_key_counts() {
     assert!(
         scene
             .aws
-            .generate_data_key(&scene.key, &acme())
+            .generate_data_key(&scene.key, &acme(), &demand())
             .await
             .is_ok()
     );
@@ -474,7 +507,7 @@ async fn a_key_of_another_kind_is_no_key() {
     let mac = named(&scene.fake.hmac_key(REGION));
     let described = scene.aws.describe_key(&mac).await;
     assert!(matches!(described, Err(Error::NotFound(_))));
-    let result = scene.aws.generate_data_key(&mac, &acme()).await;
+    let result = scene.aws.generate_data_key(&mac, &acme(), &demand()).await;
     assert!(matches!(refusal(result), Error::NotFound(_)));
 }
 
@@ -490,14 +523,14 @@ async fn a_denial_is_per_caller_operation_and_key() {
     assert!(
         scene
             .aws
-            .generate_data_key(&scene.key, &acme())
+            .generate_data_key(&scene.key, &acme(), &demand())
             .await
             .is_ok()
     );
     let other = Aws::new(&sdk_config("AKIAOTHER"), scene.fake.config()).unwrap();
     assert!(
         other
-            .decrypt(&scene.key, &scene.wrapped, &acme())
+            .decrypt(&scene.key, &scene.wrapped, &acme(), &demand())
             .await
             .is_ok()
     );
@@ -505,7 +538,7 @@ async fn a_denial_is_per_caller_operation_and_key() {
     assert!(
         scene
             .aws
-            .decrypt(&scene.key, &scene.wrapped, &acme())
+            .decrypt(&scene.key, &scene.wrapped, &acme(), &demand())
             .await
             .is_ok()
     );
@@ -518,7 +551,7 @@ async fn old_material_opens_what_it_wrapped_after_a_rotation() {
     assert!(
         scene
             .aws
-            .decrypt(&scene.key, &scene.wrapped, &acme())
+            .decrypt(&scene.key, &scene.wrapped, &acme(), &demand())
             .await
             .is_ok()
     );
@@ -531,12 +564,12 @@ async fn a_replica_in_another_region_opens_what_the_primary_wrapped() {
     let primary = fake.multi_region_key(REGION);
     let replica = fake.replica(&primary, "us-east-1");
     let made = aws
-        .generate_data_key(&named(&primary), &acme())
+        .generate_data_key(&named(&primary), &acme(), &demand())
         .await
         .unwrap();
     fake.disable(&primary);
     let opened = aws
-        .decrypt(&named(&replica), &made.wrapped, &acme())
+        .decrypt(&named(&replica), &made.wrapped, &acme(), &demand())
         .await
         .unwrap();
     assert!(opened.plaintext.matches(made.plaintext.expose()));
@@ -554,12 +587,17 @@ async fn a_key_is_asked_in_its_own_region() {
     assert!(
         scene
             .aws
-            .generate_data_key(&scene.key, &acme())
+            .generate_data_key(&scene.key, &acme(), &demand())
             .await
             .is_ok()
     );
     let abroad = named(&scene.fake.key("us-east-1"));
-    let error = refusal(scene.aws.generate_data_key(&abroad, &acme()).await);
+    let error = refusal(
+        scene
+            .aws
+            .generate_data_key(&abroad, &acme(), &demand())
+            .await,
+    );
     assert!(matches!(error, Error::Unavailable(_)), "{error}");
 }
 
@@ -568,7 +606,8 @@ async fn held_calls_are_counted_and_go_on_when_released() {
     let scene = Scene::set().await;
     let hold = scene.fake.hold();
     let context = acme();
-    let call = scene.aws.generate_data_key(&scene.key, &context);
+    let demand = demand();
+    let call = scene.aws.generate_data_key(&scene.key, &context, &demand);
     let release = async {
         scene.fake.arrived(Operation::GenerateDataKey, 2).await;
         drop(hold);
@@ -606,11 +645,17 @@ async fn a_server_of_others_understands_us() {
     let aws = moto.aws();
     let key = named(&moto.key(REGION).await);
     assert_eq!(aws.describe_key(&key).await, Ok(()));
-    let made = aws.generate_data_key(&key, &acme()).await.unwrap();
-    let opened = aws.decrypt(&key, &made.wrapped, &acme()).await.unwrap();
+    let made = aws
+        .generate_data_key(&key, &acme(), &demand())
+        .await
+        .unwrap();
+    let opened = aws
+        .decrypt(&key, &made.wrapped, &acme(), &demand())
+        .await
+        .unwrap();
     assert!(opened.plaintext.matches(made.plaintext.expose()));
     let other = context(&[("keybroker:tenant", "acme")]);
-    let result = aws.decrypt(&key, &made.wrapped, &other).await;
+    let result = aws.decrypt(&key, &made.wrapped, &other, &demand()).await;
     assert_eq!(refusal(result), Error::InvalidCiphertext);
     let unknown = format!("arn:aws:kms:{REGION}:123456789012:key/1234abcd");
     let described = aws.describe_key(&unknown.parse().unwrap()).await;

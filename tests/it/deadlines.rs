@@ -7,6 +7,7 @@ use tonic::Code;
 use tonic::IntoRequest as _;
 
 use crate::harness::Broker;
+use crate::harness::GLOBEX;
 use crate::harness::Refusal;
 use crate::harness::WEB;
 use crate::harness::rpcs::encrypt;
@@ -46,9 +47,25 @@ async fn a_deadline_that_has_passed_is_answered_at_once() {
 }
 
 #[tokio::test]
-async fn one_call_over_the_limit_is_turned_away_and_a_place_is_given_back() {
+async fn a_call_that_finds_no_place_is_turned_away() {
     let broker = Broker::start()
-        .with(|setup| setup.limits.in_flight = 2)
+        .with(|setup| setup.limits.in_flight = 0)
+        .await;
+    let mut web = broker.caller(WEB).await;
+    let refused = web.encrypt(encrypt("keys/orders", "x")).await;
+    let refusal = Refusal::of(&refused.unwrap_err());
+    assert_eq!(refusal.reason, "OVERLOADED");
+    assert_eq!(broker.kms_calls(), 0);
+}
+
+#[tokio::test]
+async fn one_waiter_over_a_tenants_quarter_is_turned_away_and_a_place_is_given_back() {
+    let broker = Broker::start()
+        .with(|setup| {
+            setup.cache.waiters = 8;
+            // Those who wait have given theirs up.
+            setup.limits.in_flight = 1;
+        })
         .await;
     let mut web = broker.caller(WEB).await;
     let held = broker.kms.hold().await;
@@ -67,8 +84,12 @@ async fn one_call_over_the_limit_is_turned_away_and_a_place_is_given_back() {
         assert_eq!(refusal.code, Code::ResourceExhausted);
         assert_eq!(refusal.reason, "OVERLOADED");
     }
+    let mut globex = broker.caller(GLOBEX).await;
+    let others =
+        tokio::spawn(async move { globex.encrypt(encrypt("keys/orders", "x")).await.map(drop) });
+    broker.kms.reached(3).await;
     drop(held);
-    for call in calls {
+    for call in calls.into_iter().chain([others]) {
         call.await.unwrap().unwrap();
     }
     web.encrypt(encrypt("keys/orders", "x")).await.unwrap();
@@ -77,13 +98,16 @@ async fn one_call_over_the_limit_is_turned_away_and_a_place_is_given_back() {
         .iter()
         .filter(|record| record["errorCode"] == "OVERLOADED");
     assert_eq!(turned_away.count(), 2);
-    assert_eq!(records.len(), 5);
+    assert_eq!(records.len(), 6);
 }
 
 #[tokio::test]
 async fn a_place_is_given_back_by_those_who_go_away() {
     let broker = Broker::start()
-        .with(|setup| setup.limits.in_flight = 1)
+        .with(|setup| {
+            setup.limits.in_flight = 1;
+            setup.cache.waiters = 4;
+        })
         .await;
     let mut web = broker.caller(WEB).await;
     let held = broker.kms.hold().await;

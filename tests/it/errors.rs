@@ -251,9 +251,7 @@ async fn provoke(reason: &str) -> Status {
         "MESSAGE_TOO_LARGE" => refused(encrypt("keys/orders", vec![0; 2 << 20])).await,
         "METHOD_UNKNOWN" => raw("/keybroker.v1.KeyBrokerService/Nothing", Vec::new()).await,
         "OVERLOADED" => {
-            let broker = Broker::start()
-                .with(|setup| setup.limits.in_flight = 1)
-                .await;
+            let broker = Broker::start().with(|setup| setup.cache.waiters = 4).await;
             let mut web = broker.caller(WEB).await;
             let _held = broker.kms.hold().await;
             let mut first = web.clone();

@@ -16,6 +16,7 @@ use keybroker::kms::aws::Aws;
 use keybroker::kms::aws::Config;
 use keybroker::message::EncryptionContext;
 
+use crate::harness::demand;
 use crate::harness::soon;
 use crate::support::fake_kms::BROKER;
 use crate::support::fake_kms::Counts;
@@ -36,7 +37,7 @@ fn context(tenant: &str) -> EncryptionContext {
 
 async fn generate(aws: &Aws, arn: &Arn) -> Result<DataKey, Error> {
     let key = KeyRef::Aws(arn.clone());
-    soon(aws.generate_data_key(&key, &context("acme"))).await
+    soon(aws.generate_data_key(&key, &context("acme"), &demand())).await
 }
 
 /// The error of a call whose success cannot be printed.
@@ -307,7 +308,9 @@ async fn calls_are_counted_by_tenant_region_second_and_end() {
         let key = KeyRef::Aws(arn.clone());
         for _ in 0..times {
             // Some are to fail.
-            let _ = aws.generate_data_key(&key, &context(tenant)).await;
+            let _ = aws
+                .generate_data_key(&key, &context(tenant), &demand())
+                .await;
         }
     };
     fake.region(NEAR).throttle_above(4);
@@ -367,7 +370,7 @@ async fn the_most_calls_at_once_are_counted() {
     let hold = scene.fake.hold();
     let call = async |key: &KeyRef, tenant: &str| {
         let context = context(tenant);
-        soon(scene.aws.generate_data_key(key, &context))
+        soon(scene.aws.generate_data_key(key, &context, &demand()))
             .await
             .is_ok()
     };

@@ -20,6 +20,7 @@ use keybroker::metrics::Metrics;
 use tokio::time::Instant;
 
 use crate::harness::FakeKms;
+use crate::harness::demand;
 use crate::harness::soon;
 use crate::support::figures;
 use crate::support::scale::scaled;
@@ -34,7 +35,10 @@ struct Scene {
 
 impl Scene {
     fn set() -> Self {
-        Self::with(Config::default())
+        Self::with(Config {
+            requests_per_second: 100_000,
+            ..Config::default()
+        })
     }
 
     fn with(config: Config) -> Self {
@@ -64,7 +68,10 @@ impl Scene {
 
     async fn call_of(&self, key: &KeyRef) -> Result<(), Error> {
         let context = EncryptionContext::default();
-        let made = self.guarded.generate_data_key(key, &context).await;
+        let made = self
+            .guarded
+            .generate_data_key(key, &context, &demand())
+            .await;
         made.map(drop)
     }
 
@@ -204,7 +211,10 @@ async fn who_gives_up_a_probe_wedges_nothing_and_its_success_lets_all_pass() {
                 let key = scene.key.clone();
                 let mut probe = tokio::spawn(async move {
                     let context = EncryptionContext::default();
-                    guarded.generate_data_key(&key, &context).await.map(drop)
+                    guarded
+                        .generate_data_key(&key, &context, &demand())
+                        .await
+                        .map(drop)
                 });
                 tokio::select! {
                     ended = &mut probe => assert!(ended.unwrap().is_err()),
@@ -273,7 +283,10 @@ async fn requests_per_call(error: Error, calls: usize, keys: usize) -> f64 {
         let key = keys[number % keys.len()].clone();
         running.push(tokio::spawn(async move {
             let context = EncryptionContext::default();
-            guarded.generate_data_key(&key, &context).await.map(drop)
+            guarded
+                .generate_data_key(&key, &context, &demand())
+                .await
+                .map(drop)
         }));
     }
     for call in join_all(running).await {

@@ -79,6 +79,7 @@ use tokio_rustls::client::TlsStream;
 pub use authority::Authority;
 pub use authority::Identity;
 pub use kms::FakeKms;
+pub use kms::demand;
 pub use refusal::Refusal;
 pub use refusal::reason;
 pub use trail::Trail;

@@ -32,6 +32,7 @@ use keybroker::message::EncryptionContext;
 use keybroker::name::KeyId;
 use tempfile::TempDir;
 
+use crate::harness::demand;
 use crate::kms_contract::Fixture;
 use crate::kms_contract::contract;
 use crate::support::unprivileged;
@@ -91,7 +92,7 @@ async fn what_was_wrapped_before_a_restart_opens_after_it() {
         let info = format!("{id}/orders/{version}");
         assert_eq!(made.wrapped.provider_info, info);
         let opened = keyring
-            .decrypt(&local("orders"), &made.wrapped, &none())
+            .decrypt(&local("orders"), &made.wrapped, &none(), &demand())
             .await
             .ok()
             .unwrap();
@@ -109,7 +110,7 @@ async fn another_keyring_is_another_key() {
     let made = generate(&other, "orders").await;
     assert!(local("orders").claims(&made.wrapped));
     let refused = keyring
-        .decrypt(&local("orders"), &made.wrapped, &none())
+        .decrypt(&local("orders"), &made.wrapped, &none(), &demand())
         .await;
     assert_eq!(refused.err(), Some(kms::Error::IncorrectKey));
 }
@@ -133,12 +134,16 @@ async fn provider_info_is_taken_to_the_letter() {
         String::new(),
     ] {
         wrapped.provider_info = info;
-        let refused = keyring.decrypt(&local("orders"), &wrapped, &none()).await;
+        let refused = keyring
+            .decrypt(&local("orders"), &wrapped, &none(), &demand())
+            .await;
         assert_eq!(refused.err(), Some(kms::Error::IncorrectKey), "{wrapped:?}");
     }
     let mut wrapped = made.wrapped;
     wrapped.provider_id = "aws-kms".into();
-    let refused = keyring.decrypt(&local("orders"), &wrapped, &none()).await;
+    let refused = keyring
+        .decrypt(&local("orders"), &wrapped, &none(), &demand())
+        .await;
     assert_eq!(refused.err(), Some(kms::Error::IncorrectKey));
 }
 
@@ -170,7 +175,7 @@ async fn calls_go_on_while_keys_rotate() {
     while calls < 50 || !rotating.is_finished() {
         let made = generate(&keyring, "orders").await;
         let opened = keyring
-            .decrypt(&local("orders"), &made.wrapped, &none())
+            .decrypt(&local("orders"), &made.wrapped, &none(), &demand())
             .await;
         assert!(
             opened
@@ -664,7 +669,9 @@ fn open(path: &Path) -> Keyring {
 }
 
 async fn generate(keyring: &Keyring, id: &str) -> kms::DataKey {
-    let made = keyring.generate_data_key(&local(id), &none()).await;
+    let made = keyring
+        .generate_data_key(&local(id), &none(), &demand())
+        .await;
     made.ok().unwrap()
 }
 

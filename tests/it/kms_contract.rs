@@ -1,5 +1,6 @@
 //! What every [`Kms`] must do, whatever stands behind it.
 
+use crate::harness::demand;
 use async_trait::async_trait;
 use keybroker::kms::DataKey;
 use keybroker::kms::Error;
@@ -39,7 +40,7 @@ async fn data_keys_open_again_and_differ(kms: &dyn Kms, fixture: &dyn Fixture) {
             assert!(!one.plaintext.matches(two.plaintext.expose()));
             assert_ne!(one.wrapped, two.wrapped);
             for made in [one, two] {
-                let opened = kms.decrypt(&key, &made.wrapped, &context).await;
+                let opened = kms.decrypt(&key, &made.wrapped, &context, &demand()).await;
                 assert!(
                     opened
                         .ok()
@@ -88,7 +89,11 @@ async fn context_is_bound_exactly(kms: &dyn Kms, fixture: &dyn Fixture) {
     let sorted = context(&[("a", "b"), ("c", "d")]);
     let made = generate(kms, &key, &sorted).await;
     let reversed = context(&[("c", "d"), ("a", "b")]);
-    assert!(kms.decrypt(&key, &made.wrapped, &reversed).await.is_ok());
+    assert!(
+        kms.decrypt(&key, &made.wrapped, &reversed, &demand())
+            .await
+            .is_ok()
+    );
 }
 
 async fn another_key_does_not_open(kms: &dyn Kms, fixture: &dyn Fixture) {
@@ -135,7 +140,7 @@ async fn rotation_keeps_old_data_keys(kms: &dyn Kms, fixture: &dyn Fixture) {
     }
     for made in all {
         assert!(key.claims(&made.wrapped));
-        let opened = kms.decrypt(&key, &made.wrapped, &context).await;
+        let opened = kms.decrypt(&key, &made.wrapped, &context, &demand()).await;
         assert!(
             opened
                 .ok()
@@ -159,7 +164,10 @@ async fn key_states_are_told_apart(kms: &dyn Kms, fixture: &dyn Fixture) {
         (fixture.absent(), absent),
     ] {
         for error in [
-            kms.generate_data_key(&key, &context).await.err().unwrap(),
+            kms.generate_data_key(&key, &context, &demand())
+                .await
+                .err()
+                .unwrap(),
             kms.describe_key(&key).await.unwrap_err(),
         ] {
             assert!(expected(&error), "{key}: {error}");
@@ -176,7 +184,7 @@ async fn key_states_are_told_apart(kms: &dyn Kms, fixture: &dyn Fixture) {
 type Pairs<'a> = &'a [(&'a str, &'a str)];
 
 async fn generate(kms: &dyn Kms, key: &KeyRef, context: &EncryptionContext) -> DataKey {
-    match kms.generate_data_key(key, context).await {
+    match kms.generate_data_key(key, context, &demand()).await {
         Ok(made) => made,
         Err(error) => panic!("{key}: {error}"),
     }
@@ -188,7 +196,7 @@ async fn refusal(
     wrapped: &EncryptedDataKey,
     context: &EncryptionContext,
 ) -> Error {
-    match kms.decrypt(key, wrapped, context).await {
+    match kms.decrypt(key, wrapped, context, &demand()).await {
         Ok(_) => panic!("{key} opened it"),
         Err(error) => error,
     }

@@ -25,6 +25,7 @@ mod ciphertexts;
 mod cli;
 mod contexts;
 mod deadlines;
+mod demand;
 mod embedded;
 mod errors;
 mod examples;

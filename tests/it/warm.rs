@@ -21,6 +21,7 @@ use keybroker::datakeys::warm::Warmed;
 use keybroker::directory::Directory;
 use keybroker::grpc::pb;
 use keybroker::kms;
+use keybroker::kms::Demand;
 use keybroker::kms::KeyRef;
 use keybroker::kms::Kms;
 use keybroker::message::EncryptedDataKey;
@@ -471,9 +472,10 @@ impl Kms for Recorder {
         &self,
         key: &KeyRef,
         context: &EncryptionContext,
+        demand: &Demand,
     ) -> Result<kms::DataKey, kms::Error> {
         self.note(context);
-        let made = self.kms.generate_data_key(key, context).await?;
+        let made = self.kms.generate_data_key(key, context, demand).await?;
         let plaintext = *made.plaintext.expose();
         let wrapped = made.wrapped.ciphertext.clone();
         self.made.lock().unwrap().push((plaintext, wrapped));
@@ -485,9 +487,10 @@ impl Kms for Recorder {
         key: &KeyRef,
         wrapped: &EncryptedDataKey,
         context: &EncryptionContext,
+        demand: &Demand,
     ) -> Result<kms::Unwrapped, kms::Error> {
         self.note(context);
-        self.kms.decrypt(key, wrapped, context).await
+        self.kms.decrypt(key, wrapped, context, demand).await
     }
 
     async fn describe_key(&self, key: &KeyRef) -> Result<(), kms::Error> {

@@ -18,6 +18,7 @@ use keybroker::clock::Instant;
 use keybroker::clock::Manual;
 use keybroker::metrics;
 use keybroker::metrics::Circuit;
+use keybroker::name;
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::Notify;
@@ -33,8 +34,17 @@ mod bell;
 mod breaker;
 #[path = "../../src/datakeys/budget.rs"]
 mod budget;
+#[path = "../../src/kms/guarded/fair.rs"]
+mod fair;
+#[allow(dead_code, reason = "some of it does not race")]
+#[path = "../../src/kms/guarded/gate.rs"]
+mod gate;
+#[path = "gates.rs"]
+mod gates;
 #[path = "../../src/audit/queue.rs"]
 mod queue;
+#[path = "../../src/kms/guarded/rate.rs"]
+mod rate;
 #[path = "records.rs"]
 mod records;
 #[path = "../../src/datakeys/refresh.rs"]
@@ -54,6 +64,15 @@ use refresh::Pace;
 use refresh::Queue;
 use scale::scaled;
 use slots::Slots;
+
+mod kms {
+    pub(crate) use keybroker::kms::Demand;
+
+    pub(crate) mod guarded {
+        pub(crate) use crate::fair;
+        pub(crate) use crate::rate;
+    }
+}
 
 mod sync {
     use std::sync::PoisonError;

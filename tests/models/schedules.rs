@@ -65,6 +65,7 @@ mod world;
 use datakeys::Config;
 use datakeys::DataKeys;
 use datakeys::Error;
+use datakeys::Patience;
 use datakeys::Scope;
 use scale::scaled;
 use shuttle::future::yield_now;
@@ -300,7 +301,11 @@ impl Setup {
     async fn seal_by(&self, policy: &Policy, place: Place, bytes: u8) -> Option<Sealed> {
         let permit = world::to_seal(policy, place);
         let attempt = self.ledger.begin();
-        let reserved = match self.keys.sealing(&permit, bytes.into()).await {
+        let reserved = match self
+            .keys
+            .sealing(&permit, bytes.into(), &Patience::default())
+            .await
+        {
             Ok(reserved) => reserved,
             Err(error) => return self.failed(error),
         };
@@ -322,7 +327,11 @@ impl Setup {
         let message = Message::parse(&sealed.bytes).expect("a message");
         let permit = world::to_open(world::policy(), sealed.place, &message);
         let attempt = self.ledger.begin();
-        let opener = match self.keys.opening(&permit, &message).await {
+        let opener = match self
+            .keys
+            .opening(&permit, &message, &Patience::default())
+            .await
+        {
             Ok(opener) => opener,
             Err(error) => return self.failed(error).unwrap_or_default(),
         };
@@ -538,7 +547,8 @@ fn a_caller_that_goes_away_harms_nobody() {
     let leaver = setup.spawn(async |setup| {
         let permit = world::to_seal(world::policy(), ORDERS);
         let polls = thread_rng().gen_range(1..4);
-        let mut sealing = Box::pin(setup.keys.sealing(&permit, 1));
+        let patience = Patience::default();
+        let mut sealing = Box::pin(setup.keys.sealing(&permit, 1, &patience));
         for _ in 0..polls {
             // What it has reserved is lost with it: served, but unused.
             if sealing.as_mut().now_or_never().is_some() {

@@ -42,6 +42,7 @@ mod world;
 use datakeys::Config;
 use datakeys::DataKeys;
 use datakeys::Error;
+use datakeys::Patience;
 use datakeys::Scope;
 use datakeys::Source;
 use scale::scaled;
@@ -176,7 +177,7 @@ impl Run {
                 // Before the least soft limit, so that nothing is fetched ahead.
                 && now.since(known.born) < limits.max_age * 7 / 10
         });
-        let reserved = match self.keys.sealing(&permit, size).await {
+        let reserved = match self.keys.sealing(&permit, size, &Patience::default()).await {
             Ok(reserved) => reserved,
             Err(Error::Kms(error)) => {
                 assert!(!certain, "the cache had a data key: {error}");
@@ -220,7 +221,11 @@ impl Run {
         while let Some(first) = left.first().copied() {
             let now = self.clock.now();
             let attempt = self.ledger.begin();
-            let mut reserved = match self.keys.sealing_several(&permit, &left).await {
+            let mut reserved = match self
+                .keys
+                .sealing_several(&permit, &left, &Patience::default())
+                .await
+            {
                 Ok(reserved) => reserved,
                 Err(Error::Kms(error)) => {
                     self.failed(&error);
@@ -276,7 +281,11 @@ impl Run {
         let message = Message::parse(&sealed.bytes).expect("a message");
         let permit = world::to_open(&self.policy, sealed.place, &message);
         let attempt = self.ledger.begin();
-        match self.keys.opening(&permit, &message).await {
+        match self
+            .keys
+            .opening(&permit, &message, &Patience::default())
+            .await
+        {
             Ok(opener) => {
                 self.ledger
                     .opens(&attempt, &permit, world::serial(&message));

@@ -18,6 +18,7 @@ use keybroker::identity::Peer;
 use keybroker::identity::Rules;
 use keybroker::kms;
 use keybroker::kms::DataKey;
+use keybroker::kms::Demand;
 use keybroker::kms::KeyRef;
 use keybroker::kms::LOCAL_PROVIDER;
 use keybroker::kms::Unwrapped;
@@ -517,6 +518,7 @@ impl kms::Kms for Ledger {
         &self,
         key: &KeyRef,
         context: &EncryptionContext,
+        _: &Demand,
     ) -> Result<DataKey, kms::Error> {
         let answer = self.call(Call::new(key, context, None)).await?;
         let mut pages = self.pages();
@@ -550,6 +552,7 @@ impl kms::Kms for Ledger {
         key: &KeyRef,
         wrapped: &EncryptedDataKey,
         context: &EncryptionContext,
+        _: &Demand,
     ) -> Result<Unwrapped, kms::Error> {
         let serial = serial_of(wrapped).ok_or(kms::Error::InvalidCiphertext)?;
         let answer = self.call(Call::new(key, context, Some(serial))).await?;

@@ -137,8 +137,8 @@ impl FakeKms {
         Region::of(self, name)
     }
 
-    /// The real client, aimed at this fake, with timeouts that no answer here comes near. It meets
-    /// each Region on a port of its own.
+    /// The real client, aimed at this fake, with timeouts and a rate that nothing here comes near.
+    /// It meets each Region on a port of its own.
     pub fn aws(&self) -> Aws {
         self.aws_with(self.config())
     }
@@ -158,6 +158,7 @@ impl FakeKms {
             endpoint: Some(self.endpoint()),
             attempt_timeout: SignedDuration::from_secs(10),
             operation_timeout: SignedDuration::from_secs(30),
+            requests_per_second: 100_000,
         }
     }
 

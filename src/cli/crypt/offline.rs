@@ -6,6 +6,8 @@ use std::path::Path;
 use std::slice;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use crate::broker::Pairs;
 use crate::cli::Exit;
 use crate::cli::Failure;
@@ -16,6 +18,7 @@ use crate::directory::Directory;
 use crate::directory::Key;
 use crate::kms;
 use crate::kms::Backends;
+use crate::kms::Demand;
 use crate::kms::Kms as _;
 use crate::kms::local::Purpose;
 use crate::message;
@@ -80,7 +83,7 @@ impl Site {
         let context = composed(key, own)?;
         let data_key = self
             .backends
-            .generate_data_key(key.kms().primary(), &context)
+            .generate_data_key(key.kms().primary(), &context, &demand(key))
             .await
             .map_err(|error| Failure::kms(&error))?;
         let envelope = Envelope::new(&context, slice::from_ref(&data_key.wrapped))
@@ -131,7 +134,7 @@ impl Site {
             };
             match self
                 .backends
-                .decrypt(kms_key, wrapped, message.context())
+                .decrypt(kms_key, wrapped, message.context(), &demand(key))
                 .await
             {
                 Ok(unwrapped) => return Ok(unwrapped),
@@ -148,6 +151,12 @@ pub(super) fn purpose(dev: bool) -> Purpose {
         true => Purpose::Dev,
         false => Purpose::Production,
     }
+}
+
+/// What a command asks of KMS; nothing bounds its wait but the service's own timeouts.
+fn demand(key: &Key) -> Demand {
+    let tenant = key.tenant();
+    Demand::ahead(tenant.id().clone(), tenant.weight(), Instant::now())
 }
 
 /// The context that a broker would compose for a caller whose captured pairs are among `own`.

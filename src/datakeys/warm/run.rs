@@ -15,6 +15,7 @@ use crate::datakeys::Source;
 use crate::datakeys::id::Id;
 use crate::datakeys::upstream::Question;
 use crate::datakeys::upstream::Upstream;
+use crate::datakeys::upstream::ahead;
 use crate::datakeys::warm::Moment;
 use crate::datakeys::warm::Pace;
 use crate::datakeys::warm::Purpose;
@@ -147,7 +148,10 @@ impl Run {
             Ok(Source::Coalesced | Source::Hit | Source::Stale) => Warming::Known,
             // Others may belong to a Region that answers: they come first now.
             Err(Error::Kms(
-                kms::Error::Credentials(_) | kms::Error::Throttled | kms::Error::Unavailable(_),
+                kms::Error::Credentials(_)
+                | kms::Error::Crowded { .. }
+                | kms::Error::Throttled
+                | kms::Error::Unavailable(_),
             )) => {
                 self.outage = true;
                 return self.queue.push_back(ranked);
@@ -157,7 +161,9 @@ impl Run {
                 self.owed += 1;
                 Warming::Refused
             }
-            Err(Error::Bug(_) | Error::Kms(_) | Error::NoWrappedKey) => Warming::Failed,
+            Err(Error::Bug(_) | Error::Full | Error::Kms(_) | Error::NoWrappedKey) => {
+                Warming::Failed
+            }
         };
         if matches!(warming, Warming::Done | Warming::Refused) {
             self.answered = self.upstream.clock.now();
@@ -237,6 +243,7 @@ fn question(upstream: &Upstream, directory: &Directory, one: &Recent) -> Result<
         id,
         direction,
         context: one.context.clone(),
+        demand: ahead(key),
     })
 }
 

@@ -27,6 +27,8 @@ pub(super) struct File {
 #[serde(deny_unknown_fields)]
 pub(super) struct Tenant {
     pub(super) id: Spanned<String>,
+    #[serde(default = "one")]
+    pub(super) weight: u32,
     #[serde(default)]
     pub(super) context: BTreeMap<String, String>,
     #[serde(default)]
@@ -106,6 +108,10 @@ impl<'de> Deserialize<'de> for Statement {
 
         deserializer.deserialize_any(Either)
     }
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// A text alone, or a list of texts.

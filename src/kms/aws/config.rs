@@ -22,6 +22,9 @@ pub struct Config {
     /// Longest time for a whole call, all attempts, the pauses between them and the loading of our
     /// own credentials included: at least `attempt_timeout`, at most 30 s.
     pub operation_timeout: SignedDuration,
+    /// Most requests a second to an account in a Region, 1 to 100,000. Share the account's quota
+    /// out: four fifths of it, divided by the number of brokers.
+    pub requests_per_second: u32,
 }
 
 impl Default for Config {
@@ -33,6 +36,9 @@ impl Default for Config {
             // Three attempts fit in; or, once an hour, a token exchange with STS or a slow metadata
             // service.
             operation_timeout: SignedDuration::from_secs(5),
+            // A twentieth of the smallest quota that an account has by default, which all of its
+            // applications share; with warm caches a broker needs a few a second.
+            requests_per_second: 500,
         }
     }
 }
@@ -44,6 +50,12 @@ impl Config {
     /// [`Misconfigured`] for the first outside.
     pub fn check(&self) -> Result<(), Misconfigured> {
         self.timeouts()?;
+        if !(1..=MAX_RATE).contains(&self.requests_per_second) {
+            return Err(Misconfigured {
+                field: "requests_per_second",
+                why: "1 to 100000",
+            });
+        }
         match &self.endpoint {
             Some(endpoint) if !is_confidential(endpoint) => Err(Misconfigured {
                 field: "endpoint",
@@ -138,6 +150,8 @@ const CONNECT: Duration = Duration::from_secs(1);
 const MAX_ATTEMPT: Duration = Duration::from_secs(10);
 /// Longest operation.
 const MAX_OPERATION: Duration = Duration::from_secs(30);
+/// Most requests a second: the largest quota that an account has by default.
+const MAX_RATE: u32 = 100_000;
 
 #[cfg(test)]
 mod tests {
@@ -175,9 +189,9 @@ mod tests {
     fn timeouts_hold_at_the_edge_and_one_beyond() {
         let check = |attempt: i64, operation: i64| {
             let config = Config {
-                endpoint: None,
                 attempt_timeout: SignedDuration::from_millis(attempt),
                 operation_timeout: SignedDuration::from_millis(operation),
+                ..Config::default()
             };
             config.timeouts().map(drop).map_err(|error| error.field)
         };
@@ -188,6 +202,25 @@ mod tests {
         assert_eq!(check(10_001, 30_000), Err("attempt_timeout"));
         assert_eq!(check(750, 30_001), Err("operation_timeout"));
         assert_eq!(check(750, 749), Err("operation_timeout"));
+    }
+
+    #[test]
+    fn the_rate_holds_at_the_edge_and_one_beyond() {
+        let check = |requests_per_second| {
+            let config = Config {
+                requests_per_second,
+                ..Config::default()
+            };
+            config.check().map_err(|error| error.field)
+        };
+        for (rate, outcome) in [
+            (0, Err("requests_per_second")),
+            (1, Ok(())),
+            (100_000, Ok(())),
+            (100_001, Err("requests_per_second")),
+        ] {
+            assert_eq!(check(rate), outcome);
+        }
     }
 
     #[test]

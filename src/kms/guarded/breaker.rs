@@ -86,6 +86,15 @@ impl Breaker {
         })
     }
 
+    /// Whether an attempt would not pass: asked before waiting for anything else.
+    pub(super) fn refuses(&self, now: Instant) -> bool {
+        match lock(&self.0).phase {
+            Phase::Closed(_) | Phase::Half => false,
+            Phase::Open { until } => now < until,
+            Phase::Probing => true,
+        }
+    }
+
     /// For the gauge.
     pub(super) fn circuit(&self) -> Circuit {
         match lock(&self.0).phase {

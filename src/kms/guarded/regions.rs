@@ -1,9 +1,10 @@
 //! What is known of the Regions and keys that were called: a budget of retries for each Region, a
-//! breaker for each key.
+//! gate for each account in it, a breaker for each key.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::crypto::random;
@@ -13,6 +14,7 @@ use crate::kms::guarded::breaker::Breaker;
 use crate::kms::guarded::breaker::Change;
 use crate::kms::guarded::breaker::Pass;
 use crate::kms::guarded::breaker::Verdict;
+use crate::kms::guarded::gate::Gate;
 use crate::kms::guarded::retries::Budget;
 use crate::metrics::Circuit;
 use crate::metrics::KmsOperation;
@@ -25,12 +27,15 @@ use crate::sync::lock;
 /// All that were called of late.
 pub(super) struct Regions {
     metrics: Metrics,
+    /// Requests a second to an account of AWS in a Region.
+    limit: u32,
     known: Mutex<Known>,
 }
 
 #[derive(Default)]
 struct Known {
     regions: HashMap<String, Arc<Region>>,
+    accounts: HashMap<(String, String), Arc<Account>>,
     keys: HashMap<KeyRef, Arc<Guard>>,
 }
 
@@ -41,10 +46,18 @@ struct Region {
     tally: Arc<KmsTally>,
 }
 
+/// What the keys of an account in a Region share, as they share its quota.
+struct Account {
+    gate: Arc<Gate>,
+    /// Lets those pass who wait.
+    porter: JoinHandle<()>,
+}
+
 /// What stands before one key.
 pub(super) struct Guard {
     key: KeyRef,
     region: Arc<Region>,
+    account: Arc<Account>,
     breaker: Breaker,
     /// What the gauge counts this key as.
     shown: Mutex<Circuit>,
@@ -59,16 +72,22 @@ pub(super) struct Request<'a> {
 }
 
 impl Regions {
-    pub(super) fn new(metrics: Metrics) -> Self {
+    /// Regions whose accounts are sent at most `limit` requests a second each.
+    pub(super) fn new(limit: u32, metrics: Metrics) -> Self {
         Self {
             metrics,
+            limit,
             known: Mutex::default(),
         }
     }
 
     /// The guard of `key`.
     pub(super) fn guard(&self, key: &KeyRef, now: Instant) -> Arc<Guard> {
-        let Known { regions, keys } = &mut *lock(&self.known);
+        let Known {
+            regions,
+            accounts,
+            keys,
+        } = &mut *lock(&self.known);
         if let Some(guard) = keys.get(key) {
             return Arc::clone(guard);
         }
@@ -80,9 +99,19 @@ impl Regions {
                 tally: self.metrics.kms(name),
             })
         });
+        let place = (name.to_owned(), key.account().to_owned());
+        let account = accounts.entry(place).or_insert_with(|| {
+            let limit = match key {
+                KeyRef::Aws(_) => Some(self.limit),
+                // Nobody counts them.
+                KeyRef::Local(_) => None,
+            };
+            Arc::new(Account::new(limit, region, now))
+        });
         let guard = Arc::new(Guard {
             key: key.clone(),
             region: Arc::clone(region),
+            account: Arc::clone(account),
             breaker: Breaker::new(now),
             shown: Mutex::new(Circuit::Closed),
         });
@@ -90,10 +119,14 @@ impl Regions {
         guard
     }
 
-    /// Forgets the keys that nobody has asked for during the last minute, and the Regions that have
-    /// no others.
+    /// Forgets the keys that nobody has asked for during the last minute, and the Regions and
+    /// accounts that have no others.
     pub(super) fn forget(&self, now: Instant) {
-        let Known { regions, keys } = &mut *lock(&self.known);
+        let Known {
+            regions,
+            accounts,
+            keys,
+        } = &mut *lock(&self.known);
         keys.retain(|_, guard| {
             // Who has it will ask it.
             let kept = Arc::strong_count(guard) > 1 || !guard.breaker.is_idle(now);
@@ -102,11 +135,53 @@ impl Regions {
             }
             kept
         });
+        accounts.retain(|_, account| {
+            account.gate.tend(now);
+            Arc::strong_count(account) > 1
+        });
         regions.retain(|_, region| Arc::strong_count(region) > 1);
     }
 }
 
+impl Account {
+    fn new(limit: Option<u32>, region: &Region, now: Instant) -> Self {
+        let gate = Arc::new(Gate::new(limit, POOL, Arc::clone(&region.tally), now));
+        let porter = tokio::spawn(attend(Arc::clone(&gate)));
+        Self { gate, porter }
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.porter.abort();
+    }
+}
+
+/// Lets those who wait at `gate` pass when their time has come.
+async fn attend(gate: Arc<Gate>) {
+    loop {
+        let rung = gate.bell.notified();
+        match gate.look(Instant::now()) {
+            None => rung.await,
+            Some(at) => {
+                // Whichever comes first.
+                let _ = tokio::time::timeout_at(at, rung).await;
+            }
+        }
+    }
+}
+
 impl Guard {
+    /// The gate that requests for the key pass.
+    pub(super) fn gate(&self) -> &Arc<Gate> {
+        &self.account.gate
+    }
+
+    /// Whether [`Guard::begin`] would begin none.
+    pub(super) fn refuses(&self, now: Instant) -> bool {
+        self.breaker.refuses(now)
+    }
+
     /// Begins a request, unless the breaker is open.
     pub(super) fn begin(&self, operation: KmsOperation, now: Instant) -> Option<Request<'_>> {
         let pass = self.breaker.admit(now)?;
@@ -194,7 +269,7 @@ fn outcome(error: &Error) -> KmsOutcome {
         | Error::PendingDeletion(_) => KmsOutcome::Refused,
         Error::Credentials(_) => KmsOutcome::Credentials,
         Error::Invalid(_) => KmsOutcome::Invalid,
-        Error::Throttled => KmsOutcome::Throttled,
+        Error::Crowded { .. } | Error::Throttled => KmsOutcome::Throttled,
         Error::Unavailable(_) => KmsOutcome::Unavailable,
     }
 }
@@ -218,3 +293,6 @@ pub(super) fn chance() -> u16 {
     let mut bytes = [0; 2];
     random::fill(&mut bytes).map_or(u16::MAX, |()| u16::from_be_bytes(bytes))
 }
+
+/// Requests to an account in a Region under way at once.
+const POOL: usize = 256;

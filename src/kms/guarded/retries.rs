@@ -16,6 +16,7 @@ pub(super) fn pause(error: &Error, retries: u32, chance: u16) -> Option<Duration
         // A decision stands, and what is broken is not mended by haste.
         Error::AccessDenied(_)
         | Error::Credentials(_)
+        | Error::Crowded { .. }
         | Error::Disabled
         | Error::IncorrectKey
         | Error::InvalidCiphertext

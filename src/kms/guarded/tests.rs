@@ -1,3 +1,5 @@
+mod gate;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -299,10 +301,10 @@ fn key() -> KeyRef {
     arn.parse().expect("an ARN")
 }
 
-#[test]
-fn a_key_that_nobody_asks_for_is_forgotten_and_so_is_its_circuit() {
+#[tokio::test]
+async fn a_key_that_nobody_asks_for_is_forgotten_and_so_is_its_circuit() {
     let metrics = Metrics::unread();
-    let regions = Regions::new(metrics.clone());
+    let regions = Regions::new(1000, metrics.clone());
     let now = Instant::now();
     let guard = regions.guard(&key(), now);
     for _ in 0..20 {
@@ -323,10 +325,10 @@ fn a_key_that_nobody_asks_for_is_forgotten_and_so_is_its_circuit() {
     assert_eq!((known.strong_count(), tally.circuit_state()), (0, 0));
 }
 
-#[test]
-fn a_request_that_is_dropped_is_counted_and_is_no_probe() {
+#[tokio::test]
+async fn a_request_that_is_dropped_is_counted_and_is_no_probe() {
     let metrics = Metrics::unread();
-    let regions = Regions::new(metrics.clone());
+    let regions = Regions::new(1000, metrics.clone());
     let now = Instant::now();
     let guard = regions.guard(&key(), now);
     for _ in 0..20 {

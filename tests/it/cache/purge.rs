@@ -1,6 +1,7 @@
 //! A purge ends data keys for good: in the cache, on their way, and in the hands of calls.
 
 use futures_util::FutureExt as _;
+use keybroker::datakeys::Patience;
 use keybroker::datakeys::Scope;
 use keybroker::identity::Leaf;
 use keybroker::identity::Peer;
@@ -77,7 +78,10 @@ async fn a_purge_waits_for_the_call_that_holds_a_key() {
         .authorize_seal(&caller, Action::Encrypt, &name, &[])
         .unwrap();
     let cache = broker.inner().data_keys();
-    let reserved = cache.sealing(&permit, 1).await.unwrap();
+    let reserved = cache
+        .sealing(&permit, 1, &Patience::default())
+        .await
+        .unwrap();
     let mut purge = Box::pin(cache.purge(&Scope::All));
     assert_eq!(
         purge.as_mut().now_or_never(),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use keybroker::crypto::Secret;
@@ -13,6 +14,7 @@ use keybroker::crypto::aead;
 use keybroker::crypto::random;
 use keybroker::kms::DATA_KEY;
 use keybroker::kms::DataKey;
+use keybroker::kms::Demand;
 use keybroker::kms::Error;
 use keybroker::kms::KeyRef;
 use keybroker::kms::Kms;
@@ -22,6 +24,7 @@ use keybroker::message::EncryptionContext;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::soon;
 
@@ -187,6 +190,7 @@ impl Kms for FakeKms {
         &self,
         key: &KeyRef,
         context: &EncryptionContext,
+        _: &Demand,
     ) -> Result<DataKey, Error> {
         self.generated.fetch_add(1, Ordering::SeqCst);
         self.arrive("GenerateDataKey", key, context).await?;
@@ -203,6 +207,7 @@ impl Kms for FakeKms {
         key: &KeyRef,
         wrapped: &EncryptedDataKey,
         context: &EncryptionContext,
+        _: &Demand,
     ) -> Result<Unwrapped, Error> {
         self.opened.fetch_add(1, Ordering::SeqCst);
         self.arrive("Decrypt", key, context).await?;
@@ -234,6 +239,12 @@ impl Kms for FakeKms {
     async fn describe_key(&self, _: &KeyRef) -> Result<(), Error> {
         Ok(())
     }
+}
+
+/// A demand of somebody who waits long.
+pub fn demand() -> Demand {
+    let tenant = "acme".parse().unwrap();
+    Demand::new(tenant, 1, Instant::now() + Duration::from_secs(600))
 }
 
 /// More than all calls of any test at once.

@@ -63,7 +63,10 @@ async fn calls_that_are_reset_at_any_moment_leave_nothing_but_their_records() {
     println!("seed {seed}");
     let mut dice = Dice::new(seed);
     let broker = Broker::start()
-        .with(|setup| setup.limits.in_flight = IN_FLIGHT as usize)
+        .with(|setup| {
+            setup.limits.in_flight = IN_FLIGHT as usize;
+            setup.cache.waiters = 4 * u64::from(IN_FLIGHT);
+        })
         .await;
     let mut honest = broker.caller(WEB).await;
     honest.encrypt(encrypt("keys/orders", "x")).await.unwrap();
@@ -130,18 +133,22 @@ async fn calls_that_are_reset_at_any_moment_leave_nothing_but_their_records() {
     broker.trail.reached(sent.len() + others as usize).await;
     // As many places as ever, on this very connection, and not one more.
     let last: Vec<u32> = (0..IN_FLIGHT).map(|n| stream + 2 * n).collect();
-    let body = framed(&encrypt("keys/invoices", "x").encode_to_vec());
+    let waiting = broker.kms_calls();
+    let in_table = |table: u32| {
+        let mut request = encrypt("keys/invoices", "x");
+        request.encryption_context = [("table".to_owned(), table.to_string())].into();
+        request
+    };
     for stream in &last {
+        let body = framed(&in_table(*stream).encode_to_vec());
         let end = frame(DATA, END_STREAM, *stream, &body);
         raw.write(&[open(*stream, ENCRYPT), end].concat())
             .await
             .unwrap();
     }
-    settle(&mut raw).await;
-    soon(async {
-        while reason(honest.encrypt(encrypt("keys/orders", "x")).await) != "OVERLOADED" {}
-    })
-    .await;
+    broker.kms.reached(waiting + last.len()).await;
+    let refused = honest.encrypt(in_table(0)).await;
+    assert_eq!(reason(refused), "OVERLOADED");
     drop(held);
     let answers = raw.answers(last.len()).await;
     for stream in &last {

@@ -28,6 +28,7 @@ use keybroker::identity;
 use keybroker::identity::Rules;
 use keybroker::kms;
 use keybroker::kms::DataKey;
+use keybroker::kms::Demand;
 use keybroker::kms::KeyRef;
 use keybroker::kms::Kms;
 use keybroker::kms::Unwrapped;
@@ -110,6 +111,7 @@ impl Kms for Unreachable {
         &self,
         _: &KeyRef,
         _: &EncryptionContext,
+        _: &Demand,
     ) -> Result<DataKey, kms::Error> {
         unreachable!()
     }
@@ -119,6 +121,7 @@ impl Kms for Unreachable {
         _: &KeyRef,
         _: &EncryptedDataKey,
         _: &EncryptionContext,
+        _: &Demand,
     ) -> Result<Unwrapped, kms::Error> {
         unreachable!()
     }

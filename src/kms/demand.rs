@@ -1,0 +1,127 @@
+//! For whom KMS is asked, and until when that is of use.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::name::TenantId;
+use crate::sync::Mutex;
+use crate::sync::lock;
+
+/// What a call to KMS is made for: a tenant, and those of its callers who wait for the answer.
+///
+/// Callers may join while it lasts, and the latest deadline among them counts. One without any
+/// caller gives way to those that have some. Clones are one and the same.
+#[derive(Clone)]
+pub struct Demand {
+    tenant: TenantId,
+    weight: u32,
+    state: Arc<Mutex<State>>,
+}
+
+struct State {
+    until: Instant,
+    urgent: bool,
+    over: bool,
+}
+
+impl Demand {
+    /// A demand of a caller of `tenant`, who waits until then. A tenant of twice the `weight` gets
+    /// twice as many calls where there are too few for all.
+    pub fn new(tenant: TenantId, weight: u32, until: Instant) -> Self {
+        Self::with(tenant, weight, until, true)
+    }
+
+    /// A demand for which nobody waits: what it brings is of use later, and it may be given up
+    /// then.
+    pub fn ahead(tenant: TenantId, weight: u32, until: Instant) -> Self {
+        Self::with(tenant, weight, until, false)
+    }
+
+    fn with(tenant: TenantId, weight: u32, until: Instant, urgent: bool) -> Self {
+        let state = State {
+            until,
+            urgent,
+            over: false,
+        };
+        Self {
+            tenant,
+            weight: weight.max(1),
+            state: Arc::new(Mutex::new(state)),
+        }
+    }
+
+    /// Whose it is.
+    pub fn tenant(&self) -> &TenantId {
+        &self.tenant
+    }
+
+    /// The tenant's weight, at least 1.
+    pub fn weight(&self) -> u32 {
+        self.weight
+    }
+
+    /// Adds a caller who waits until then. False when it is over: the caller needs another one.
+    pub fn join(&self, until: Instant) -> bool {
+        let mut state = lock(&self.state);
+        if !state.over {
+            state.until = state.until.max(until);
+            state.urgent = true;
+        }
+        !state.over
+    }
+
+    /// Whether a caller waits, or did.
+    pub fn is_urgent(&self) -> bool {
+        lock(&self.state).urgent
+    }
+
+    /// Until when an answer is of use, as things stand: later when a caller joins.
+    pub fn until(&self) -> Instant {
+        lock(&self.state).until
+    }
+
+    /// Whether an answer at `now` would be of no use. If so it is over, and stays it.
+    pub fn is_over(&self, now: Instant) -> bool {
+        let mut state = lock(&self.state);
+        state.over |= state.until <= now;
+        state.over
+    }
+
+    /// Whether both are one.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.state, &other.state)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn tenant() -> TenantId {
+        "acme".parse().expect("a tenant")
+    }
+
+    #[test]
+    fn the_latest_caller_counts_until_nobody_waits() {
+        let now = Instant::now();
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let demand = Demand::new(tenant(), 1, at(2));
+        assert!(demand.join(at(5)) && demand.join(at(3)));
+        assert_eq!(demand.until(), at(5));
+        assert!(!demand.is_over(at(4)));
+        assert!(demand.is_over(at(5)));
+        assert!(!demand.join(at(9)) && demand.is_over(now), "for good");
+    }
+
+    #[test]
+    fn a_caller_makes_it_urgent() {
+        let now = Instant::now();
+        let demand = Demand::ahead(tenant(), 0, now + Duration::from_secs(1));
+        assert_eq!((demand.is_urgent(), demand.weight()), (false, 1));
+        assert!(demand.join(now));
+        assert!(demand.is_urgent());
+    }
+}
