@@ -45,6 +45,9 @@ use keybroker::metrics::Lookup;
 use keybroker::metrics::Metrics;
 use keybroker::name::KeyName;
 use keybroker::policy::Action;
+use keybroker::quota;
+use keybroker::quota::Known;
+use keybroker::quota::Quotas;
 use keybroker::telemetry::Telemetry;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -269,11 +272,14 @@ fn encrypt(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let _entered = runtime.enter();
     let (broker, session) = broker(&stage);
+    let known = Known::default();
     let entry = Audit::new(Sink::to(io::sink()), Arc::new(System)).begin();
     let plaintext = [0x5a; 1024];
     let run = || async {
+        let visitor = broker.visitor(&session, &known, &entry.notes()).unwrap();
+        visitor.account().spend(quota::CALL).unwrap();
         let patience = Arc::new(Patience::default());
-        let call = broker.call(&session, entry.notes(), patience).unwrap();
+        let call = broker.call(&visitor, entry.notes(), patience);
         let to = Binding {
             name: "keys/orders".into(),
             context: vec![("table".into(), "orders".into())],
@@ -305,7 +311,15 @@ fn broker(stage: &Stage) -> (Broker, Session) {
     let certificate = stage.folder().join(stage::CLIENT.certificate);
     let certificate = CertificateDer::from_pem_file(certificate).unwrap();
     let peer = Peer::certified(Leaf::parse(&certificate).unwrap());
-    (Broker::new(state.policy, data_keys), Session::new(peer))
+    let unlimited = quota::Config {
+        tenant_rate: quota::Rate::MOST,
+        principal_rate: quota::Rate::MOST,
+    };
+    let quotas = Quotas::new(&unlimited, Metrics::unread(), Arc::new(System));
+    (
+        Broker::new(state.policy, quotas, data_keys),
+        Session::new(peer),
+    )
 }
 
 criterion_group!(benches, seal, open, cache_hit, count, audit, encrypt);

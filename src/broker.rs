@@ -38,8 +38,10 @@ use arc_swap::ArcSwap;
 use crate::audit::Notes;
 use crate::crypto::Plaintext;
 use crate::crypto::random;
+use crate::datakeys;
 use crate::datakeys::DataKeys;
 use crate::datakeys::Patience;
+use crate::datakeys::Source;
 use crate::datakeys::Version;
 use crate::error::Error;
 use crate::identity::Caller;
@@ -49,22 +51,28 @@ use crate::name::KeyName;
 use crate::policy::Action;
 use crate::policy::Permit;
 use crate::policy::Policy;
+use crate::quota;
+use crate::quota::Account;
+use crate::quota::Known;
+use crate::quota::Quotas;
 
 use binding::bounded;
 use binding::invalid;
 use opening::Request;
 
-/// Identities, policies and data keys, joined.
+/// Identities, policies, limits and data keys, joined.
 pub struct Broker {
     policy: ArcSwap<Policy>,
+    quotas: Quotas,
     data_keys: DataKeys,
 }
 
 impl Broker {
     /// A broker under `policy`.
-    pub fn new(policy: Policy, data_keys: DataKeys) -> Self {
+    pub fn new(policy: Policy, quotas: Quotas, data_keys: DataKeys) -> Self {
         Self {
             policy: ArcSwap::from_pointee(policy),
+            quotas,
             data_keys,
         }
     }
@@ -87,30 +95,72 @@ impl Broker {
         &self.data_keys
     }
 
-    /// Begins a call in `session`, under the policy of this moment, which waits for KMS with
-    /// `patience`.
+    /// Clears away what has ended: once a second.
+    pub fn sweep(&self) {
+        self.quotas.sweep();
+        self.data_keys.sweep();
+    }
+
+    /// Says who calls in `session`, under the policy of this moment. `known` is what its connection
+    /// keeps of its account.
     ///
     /// # Errors
     /// [`Error::Unmapped`] when no identity rule maps the peer to a tenant.
-    pub fn call(
+    pub fn visitor(
         &self,
         session: &Session,
-        notes: Notes,
-        patience: Arc<Patience>,
-    ) -> Result<Call<'_>, Error> {
+        known: &Known,
+        notes: &Notes,
+    ) -> Result<Visitor, Error> {
         let policy = self.policy();
         let caller = session.caller(policy.rules()).ok_or(Error::Unmapped)?;
+        let directory = policy.directory();
         notes.add(|record| {
             record.tenant = Some(caller.tenant().clone());
-            record.policy_generation = Some(policy.directory().generation());
+            record.policy_generation = Some(directory.generation());
         });
-        Ok(Call {
+        let rate = directory
+            .tenant(caller.tenant())
+            .and_then(|tenant| tenant.rate());
+        let generation = directory.generation();
+        let account = self.quotas.account(known, generation, &caller, rate);
+        Ok(Visitor {
+            policy,
+            caller,
+            account,
+        })
+    }
+
+    /// Begins a call of `visitor`, which waits for KMS with `patience`.
+    pub fn call(&self, visitor: &Visitor, notes: Notes, patience: Arc<Patience>) -> Call<'_> {
+        let Visitor {
+            policy,
+            caller,
+            account,
+        } = visitor.clone();
+        Call {
             broker: self,
             policy,
             caller,
+            account,
             notes,
             patience,
-        })
+        }
+    }
+}
+
+/// Who calls, under which policy, and what it may spend.
+#[derive(Clone)]
+pub struct Visitor {
+    policy: Arc<Policy>,
+    caller: Arc<Caller>,
+    account: Arc<Account>,
+}
+
+impl Visitor {
+    /// What it may spend.
+    pub fn account(&self) -> &Arc<Account> {
+        &self.account
     }
 }
 
@@ -119,6 +169,7 @@ pub struct Call<'a> {
     broker: &'a Broker,
     policy: Arc<Policy>,
     caller: Arc<Caller>,
+    account: Arc<Account>,
     notes: Notes,
     patience: Arc<Patience>,
 }
@@ -147,6 +198,34 @@ impl Call<'_> {
     /// Who calls.
     pub fn caller(&self) -> &Caller {
         &self.caller
+    }
+
+    /// Pays for a request of `bytes`, beside what the call itself costs.
+    ///
+    /// # Errors
+    /// [`Error::RateLimited`].
+    pub fn spend(&self, bytes: usize) -> Result<(), Error> {
+        self.spend_units(quota::of_bytes(bytes))
+    }
+
+    fn spend_units(&self, units: u64) -> Result<(), Error> {
+        match units {
+            0 => Ok(()),
+            units => Ok(self.account.spend(units)?),
+        }
+    }
+
+    /// Pays for what a look-up asked of KMS, whatever came of it.
+    fn pay(&self, looked_up: Result<&Source, &datakeys::Error>) {
+        match looked_up {
+            Ok(Source::Miss(_)) | Err(datakeys::Error::Kms(_)) => {
+                self.account.charge(quota::KMS);
+            }
+            Ok(Source::Coalesced | Source::Hit | Source::Stale)
+            | Err(
+                datakeys::Error::Bug(_) | datakeys::Error::Full | datakeys::Error::NoWrappedKey,
+            ) => {}
+        }
     }
 
     /// Encrypts 1 byte to [`MAX_PLAINTEXT`].

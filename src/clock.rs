@@ -19,6 +19,11 @@ impl Instant {
         self.0.saturating_sub(earlier.0)
     }
 
+    /// Nanoseconds since boot.
+    pub fn nanos(self) -> u64 {
+        self.0.as_nanos().try_into().unwrap_or(u64::MAX)
+    }
+
     /// Whole milliseconds since boot.
     pub fn millis(self) -> u64 {
         self.0.as_millis().try_into().unwrap_or(u64::MAX)

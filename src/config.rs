@@ -29,6 +29,7 @@ use crate::kms::local::Purpose;
 use crate::mem;
 use crate::name::KeyName;
 use crate::policy::Policy;
+use crate::quota;
 use crate::strict;
 use crate::strict::OutOfBounds;
 
@@ -57,6 +58,9 @@ pub struct Config {
     /// Bounds of the server.
     #[serde(default)]
     pub limits: Limits,
+    /// What callers may spend.
+    #[serde(default)]
+    pub quota: quota::Config,
     /// How keys are kept in memory.
     #[serde(default)]
     pub memory: mem::Config,
@@ -254,6 +258,10 @@ impl Config {
             path: owned(),
             source,
         })?;
+        config.quota.check().map_err(|source| Error::Limit {
+            path: owned(),
+            source,
+        })?;
         config.cache.check().map_err(|source| Error::Limit {
             path: owned(),
             source,
@@ -347,6 +355,9 @@ impl Config {
         }
         if self.limits != next.limits {
             return Some("limits");
+        }
+        if self.quota != next.quota {
+            return Some("quota");
         }
         (self.memory != next.memory).then_some("memory")
     }

@@ -11,6 +11,7 @@ use crate::directory::Owner;
 use crate::kms;
 use crate::message::Flaw;
 use crate::policy;
+use crate::quota;
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +89,9 @@ pub enum Error {
         /// The most bytes it may have.
         limit: u64,
     },
+    /// The caller or its tenant has spent what it may.
+    #[error(transparent)]
+    RateLimited(#[from] quota::Exceeded),
     /// An item's result has no room left in its batch's response.
     #[error("no room left in the response")]
     ResponseTooLarge {
@@ -210,6 +214,7 @@ impl Error {
             | Self::KmsThrottled { .. }
             | Self::KmsUnavailable(_)
             | Self::Overloaded
+            | Self::RateLimited(_)
             | Self::Withdrawn => true,
             Self::Bug(_)
             | Self::Checksum(_)
@@ -254,6 +259,7 @@ impl Error {
             Self::MethodUnknown => "METHOD_UNKNOWN",
             Self::Overloaded => "OVERLOADED",
             Self::PlaintextTooLarge { .. } => "PLAINTEXT_TOO_LARGE",
+            Self::RateLimited(_) => "RATE_LIMITED",
             Self::ResponseTooLarge { .. } => "RESPONSE_TOO_LARGE",
             Self::TenantKmsConfigInvalid(_) => "TENANT_KMS_CONFIG_INVALID",
             Self::TenantKmsDenied(_) => "TENANT_KMS_DENIED",

@@ -19,6 +19,8 @@ pub mod message;
 
 pub mod kms;
 
+pub mod quota;
+
 pub mod directory;
 
 pub mod policy;

@@ -31,6 +31,7 @@ pub use labels::Dependency;
 pub use labels::KmsOperation;
 pub use labels::KmsOutcome;
 pub use labels::Lookup;
+pub use labels::RateScope;
 pub use labels::Refresh;
 pub use labels::Retirement;
 pub use labels::Warming;
@@ -158,6 +159,16 @@ impl Metrics {
         self.0.values.warmings.of(warming).fetch_add(1, Relaxed);
     }
 
+    /// Counts a request that is refused because it is over a limit.
+    pub fn rate_limited(&self, scope: RateScope) {
+        self.0.values.rates_limited.of(scope).fetch_add(1, Relaxed);
+    }
+
+    /// Requests refused because of the limits of `scope` so far.
+    pub fn rates_limited(&self, scope: RateScope) -> u64 {
+        self.0.values.rates_limited.of(scope).load(Relaxed)
+    }
+
     /// The tally of `tenant`, to be kept by whoever counts often: finding it takes a lock. The
     /// first [`TENANTS`] tenants have one each until the process ends, and later ones share one,
     /// so that no counter ever falls.
@@ -267,6 +278,16 @@ fn register(meter: &Meter, values: &Arc<Values>) {
             for one in Warming::ALL {
                 let count = values.warmings.of(one).load(Relaxed);
                 instrument.observe(count, &[KeyValue::new("outcome", one.label())]);
+            }
+        }))
+        .build();
+    meter
+        .u64_observable_counter("keybroker_rate_limited")
+        .with_description("Requests refused because they are over a limit, by whose it is.")
+        .with_callback(reading(values, |values, instrument| {
+            for one in RateScope::ALL {
+                let count = values.rates_limited.of(one).load(Relaxed);
+                instrument.observe(count, &[KeyValue::new("scope", one.label())]);
             }
         }))
         .build();

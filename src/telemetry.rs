@@ -155,6 +155,8 @@ mod tests {
                 r#"keybroker_kms_calls_avoided_total{tenant="_other"}"#,
                 "keybroker_memory_lock_degraded",
                 "keybroker_memory_swap_bytes",
+                r#"keybroker_rate_limited_total{scope="principal"}"#,
+                r#"keybroker_rate_limited_total{scope="tenant"}"#,
                 "keybroker_secrets_unlocked",
             ]
         );
@@ -353,6 +355,7 @@ mod tests {
             "reason",
             "region",
             "result",
+            "scope",
             "tenant",
             "version",
         ];

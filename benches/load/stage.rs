@@ -173,6 +173,10 @@ file = "audit/keybroker.jsonl"
 
 [limits]
 connections_per_identity = 128
+
+[quota]
+tenant_rate = 10_000_000
+principal_rate = 10_000_000
 "#;
 const SIDECAR: &str = r#"
 tenants_file = "tenants.toml"

@@ -78,7 +78,7 @@ impl Call<'_> {
     /// are in the order of the items.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for another number of items, and nothing else.
+    /// [`Error::Invalid`] for another number of items, [`Error::RateLimited`], and nothing else.
     pub async fn encrypt_batch(
         &self,
         items: Vec<Result<Plain, Error>>,
@@ -101,7 +101,7 @@ impl Call<'_> {
     /// in the order of the items.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for another number of items, and nothing else.
+    /// [`Error::Invalid`] for another number of items, [`Error::RateLimited`], and nothing else.
     pub async fn decrypt_batch(
         &self,
         items: Vec<Result<Cipher, Error>>,
@@ -131,7 +131,8 @@ impl Call<'_> {
             0 => Err(invalid("items", "there are none".to_owned())),
             1..=MAX_ITEMS => {
                 self.note_items(Tally::new(items));
-                Ok(())
+                // The call has paid for one.
+                self.spend_units(u64::try_from(items - 1).unwrap_or(u64::MAX))
             }
             _ => Err(invalid("items", format!("there are more than {MAX_ITEMS}"))),
         }
@@ -173,8 +174,11 @@ impl Call<'_> {
             let (_, sizes) = group.sizes.split_at(outcomes.len());
             let (_, places) = group.items.split_at(outcomes.len());
             let data_keys = &self.broker.data_keys;
-            let reserved = data_keys.sealing_several(&group.permit, sizes, &self.patience);
-            let mut reserved = match reserved.await {
+            let reserved = data_keys
+                .sealing_several(&group.permit, sizes, &self.patience)
+                .await;
+            self.pay(reserved.as_ref().map(|reserved| &reserved.source));
+            let mut reserved = match reserved {
                 Ok(reserved) => reserved,
                 Err(error) => {
                     outcomes.extend(places.iter().map(|_| Err(group.failed(&error))));
@@ -279,8 +283,11 @@ impl Call<'_> {
         };
         let data_keys = &self.broker.data_keys;
         let count = group.items.len();
-        let opener = data_keys.opening_several(&group.permit, first, count, &self.patience);
-        let opener = match opener.await {
+        let opener = data_keys
+            .opening_several(&group.permit, first, count, &self.patience)
+            .await;
+        self.pay(opener.as_ref().map(|opener| &opener.source));
+        let opener = match opener {
             Ok(opener) => opener,
             Err(error) => {
                 outcomes.extend(members().map(|_| Err(group.failed(&error))));

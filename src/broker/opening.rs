@@ -55,10 +55,9 @@ impl Call<'_> {
         let permit = self.permit_opening(request, message.context())?;
         self.note_permit(&permit);
         let data_keys = &self.broker.data_keys;
-        let opener = data_keys
-            .opening(&permit, message, &self.patience)
-            .await
-            .map_err(|error| Error::of_data_key(error, permit.key().owner()))?;
+        let opener = data_keys.opening(&permit, message, &self.patience).await;
+        self.pay(opener.as_ref().map(|opener| &opener.source));
+        let opener = opener.map_err(|error| Error::of_data_key(error, permit.key().owner()))?;
         self.note_data_key(&opener.source, opener.version());
         Ok((permit, opener))
     }

@@ -41,6 +41,7 @@ use crate::kms::local::Purpose;
 use crate::kms::local::SealingKey;
 use crate::mem;
 use crate::metrics::Metrics;
+use crate::quota::Quotas;
 use crate::telemetry::Telemetry;
 
 #[derive(clap::Args)]
@@ -99,7 +100,8 @@ impl Broking {
             metrics.clone(),
             &config.cache,
         );
-        let broker = Arc::new(Broker::new(state.policy, data_keys));
+        let quotas = Quotas::new(&config.quota, metrics.clone(), Arc::clone(&clock));
+        let broker = Arc::new(Broker::new(state.policy, quotas, data_keys));
         let parts = Parts {
             broker: Arc::clone(&broker),
             audit: Audit::new(sink, Arc::clone(&clock)),

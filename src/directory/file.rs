@@ -32,6 +32,7 @@ use crate::name::KeyId;
 use crate::name::KeyName;
 use crate::name::Malformed;
 use crate::name::TenantId;
+use crate::quota::Rate;
 use crate::strict;
 
 /// What is wrong with a tenant or a key.
@@ -77,6 +78,9 @@ pub enum Fault {
         /// Why.
         error: crate::identity::principal::MalformedPattern,
     },
+    /// The rate is out of its bounds.
+    #[error("rate is {0}; it must be {least} to {most}", least = Rate::LEAST, most = Rate::MOST)]
+    Rate(u32),
     /// A KMS key stands in the list twice, so that its version is unclear.
     #[error("kms names {0} twice")]
     RepeatedKms(KeyRef),
@@ -194,10 +198,11 @@ impl<'a> Reader<'a> {
             id,
             weight,
             context,
+            rate,
             key,
         } = raw;
         let tenant = self
-            .tenant(&id, weight, context)
+            .tenant(&id, weight, context, rate)
             .map_err(|fault| self.tenant_error(&id, fault))?;
         let tenant = Arc::new(tenant);
         let mut keys = BTreeMap::new();
@@ -222,6 +227,7 @@ impl<'a> Reader<'a> {
         id: &Spanned<String>,
         weight: u32,
         context: BTreeMap<String, String>,
+        rate: Option<u32>,
     ) -> Result<Tenant, Fault> {
         let id = id.get_ref().parse().map_err(Fault::Id)?;
         if let Some(name) = context.keys().find(|name| context::is_reserved(name)) {
@@ -235,6 +241,10 @@ impl<'a> Reader<'a> {
             id,
             weight,
             context: self.pairs(context),
+            rate: match rate {
+                Some(rate) => Some(Rate::new(rate).ok_or(Fault::Rate(rate))?),
+                None => None,
+            },
         })
     }
 

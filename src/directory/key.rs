@@ -12,6 +12,7 @@ use crate::message::EncryptedDataKey;
 use crate::message::context;
 use crate::name::KeyName;
 use crate::name::TenantId;
+use crate::quota::Rate;
 
 /// The isolation boundary: an id, the pairs that stand in each of its encryption contexts, and its
 /// weight beside others.
@@ -20,6 +21,7 @@ pub struct Tenant {
     pub(super) id: TenantId,
     pub(super) weight: u32,
     pub(super) context: Pairs,
+    pub(super) rate: Option<Rate>,
 }
 
 impl Tenant {
@@ -41,6 +43,11 @@ impl Tenant {
     /// pair, whatever its case.
     pub fn context(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
         self.context.iter()
+    }
+
+    /// What it may spend on requests, if that is not what every tenant may.
+    pub fn rate(&self) -> Option<Rate> {
+        self.rate
     }
 }
 

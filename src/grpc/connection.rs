@@ -25,6 +25,7 @@ use crate::grpc::tls::trust::moment;
 use crate::identity::Id;
 use crate::identity::Peer;
 use crate::identity::Session;
+use crate::quota::Known;
 
 /// One open connection.
 pub(super) struct Connection {
@@ -36,6 +37,8 @@ pub(super) struct Connection {
     pub(super) calls: AtomicU64,
     /// What its first call named as its agent, which is what most others do.
     agent: OnceLock<Arc<str>>,
+    /// What is known of its account.
+    pub(super) account: Known,
     /// For the requests and answers that are in memory.
     pub(super) room: Room,
     /// Streams that are open on it.
@@ -59,6 +62,7 @@ impl Connection {
             origin: Arc::new(audit::Origin::new(identity.as_ref(), &source, tls)),
             agent: OnceLock::new(),
             calls: AtomicU64::new(0),
+            account: Known::default(),
             room: Room::new(),
             streams: watch::Sender::new(0),
             chain,

@@ -249,6 +249,7 @@ impl Server {
         }
         let clock = Arc::clone(&parts.clock);
         let witness = Witness::new(
+            Arc::clone(&parts.broker),
             routes.prepare(),
             methods(&parts.broker, listen),
             parts.audit,
@@ -358,7 +359,7 @@ impl Server {
     }
 }
 
-/// Once a second: expired keys leave memory, and what has ended is noticed: revocation lists, and
+/// Once a second: expired keys and idle accounts leave memory, and what has ended is noticed: revocation lists, and
 /// our own certificate, which readiness follows.
 async fn pulse(broker: Arc<Broker>, handle: Handle, health: HealthReporter) {
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
@@ -367,7 +368,7 @@ async fn pulse(broker: Arc<Broker>, handle: Handle, health: HealthReporter) {
     let mut looked = handle.clock.wall();
     loop {
         ticks.tick().await;
-        broker.data_keys().sweep();
+        broker.sweep();
         let now = handle.clock.wall();
         handle.follow(looked, now);
         looked = now;

@@ -40,7 +40,7 @@ use crate::policy::Action;
 pub(super) struct Service(pub(super) Arc<Broker>);
 
 impl Service {
-    /// Identifies the caller, runs the call, and notes why it failed.
+    /// Has the caller pay for the request, runs the call, and notes why it failed.
     async fn serve<Q: prost::Message, P>(
         &self,
         request: Request<Q>,
@@ -54,13 +54,14 @@ impl Service {
         let (Some(passage), Some(patience)) = passed else {
             return Err(Status::internal("a call that did not pass the witness"));
         };
-        if message.encoded_len() > LONG {
+        let length = message.encoded_len();
+        if length > LONG {
             step_aside().await;
         }
         let notes = passage.notes.clone();
-        let call = self.0.call(&passage.session, notes, patience);
-        let outcome = match call {
-            Ok(call) => run(call, message).await,
+        let call = self.0.call(&passage.visitor, notes, patience);
+        let outcome = match call.spend(length) {
+            Ok(()) => run(call, message).await,
             Err(error) => Err(error),
         };
         outcome
@@ -70,7 +71,7 @@ impl Service {
 }
 
 impl Service {
-    /// Identifies the caller, has `begin` read what it needs and begin the stream, and lets that go
+    /// Has `begin` read what it needs and begin the stream, and lets that go
     /// on by itself.
     async fn serve_stream<S: Stream>(
         &self,
@@ -94,7 +95,7 @@ impl Service {
             let first = stream::message(&mut requests).await?;
             let start = S::start(first.ok_or_else(not_start)?)?;
             let notes = passage.notes.clone();
-            let call = self.0.call(&passage.session, notes, patience)?;
+            let call = self.0.call(&passage.visitor, notes, patience);
             begin(call, start, &mut requests).await
         };
         match begun.await {

@@ -18,7 +18,9 @@ use tonic_types::StatusExt as _;
 use crate::error::Error;
 use crate::error::Unauthenticated;
 use crate::message::context::Error as ContextError;
+use crate::metrics::RateScope;
 use crate::policy::InvalidContext;
+use crate::quota::Exceeded;
 
 /// The status of `error` for the call `request_id`.
 pub(super) fn status(error: &Error, request_id: &str) -> Status {
@@ -73,7 +75,9 @@ fn code(error: &Error) -> Code {
         | Error::TenantKmsConfigInvalid(_)
         | Error::TenantKmsDenied(_) => Code::FailedPrecondition,
         Error::MethodUnknown => Code::Unimplemented,
-        Error::Overloaded | Error::ResponseTooLarge { .. } => Code::ResourceExhausted,
+        Error::Overloaded | Error::RateLimited(_) | Error::ResponseTooLarge { .. } => {
+            Code::ResourceExhausted
+        }
         Error::Unauthenticated(_) => Code::Unauthenticated,
     }
 }
@@ -135,6 +139,13 @@ fn sentence(error: &Error) -> String {
             "the plaintext has {length} bytes, over the limit of {limit}: encrypt it in a stream, \
              in parts, or under a key from GenerateDataKey"
         ),
+        Error::RateLimited(exceeded) => format!(
+            "{} spends more than its {} units a second (a call is one, and so are 8 KiB of it, an \
+             item of a batch, a chunk of a stream; asking KMS is nine): call less often, or ask \
+             those who run the broker for more",
+            subject(exceeded),
+            exceeded.rate
+        ),
         Error::ResponseTooLarge { limit } => format!(
             "with this item's result the response would pass the limit of {limit} bytes: send the \
              item in another call"
@@ -182,6 +193,13 @@ fn sentence(error: &Error) -> String {
              the stream again"
                 .into()
         }
+    }
+}
+
+fn subject(exceeded: &Exceeded) -> &'static str {
+    match exceeded.scope {
+        RateScope::Principal => "this caller",
+        RateScope::Tenant => "this tenant",
     }
 }
 
@@ -235,6 +253,10 @@ fn metadata(error: &Error) -> HashMap<String, String> {
         Error::MessageTooLarge { limit } | Error::ResponseTooLarge { limit } => {
             pair("limit", limit.to_string())
         }
+        Error::RateLimited(exceeded) => HashMap::from([
+            ("scope".to_owned(), exceeded.scope.label().to_owned()),
+            ("limit".to_owned(), exceeded.rate.to_string()),
+        ]),
         Error::PlaintextTooLarge { length, limit } => HashMap::from([
             ("length".to_owned(), length.to_string()),
             ("limit".to_owned(), limit.to_string()),
@@ -276,6 +298,9 @@ fn describe(error: &Error, request_id: &str, details: &mut ErrorDetails) {
         Error::Bug(_) | Error::Denied(_) | Error::Unmapped => {
             details.set_request_info(request_id, "");
         }
+        Error::RateLimited(exceeded) => {
+            details.add_quota_failure_violation(exceeded.scope.label(), sentence(error));
+        }
         Error::KeyDisabled | Error::KeyPendingDeletion(_) => {
             details.add_precondition_failure_violation(error.reason(), "", sentence(error));
         }
@@ -310,6 +335,11 @@ fn describe(error: &Error, request_id: &str, details: &mut ErrorDetails) {
 fn pause(error: &Error) -> Option<Duration> {
     error.retryable().then(|| match error {
         Error::KmsThrottled { pause } => *pause,
+        // In whole milliseconds, and not before.
+        Error::RateLimited(exceeded) => {
+            let millis = u64::try_from(exceeded.wait.as_millis()).unwrap_or(u64::MAX);
+            Duration::from_millis(millis.saturating_add(1))
+        }
         Error::AuditUnavailable(_)
         | Error::Bug(_)
         | Error::Checksum(_)

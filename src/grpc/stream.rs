@@ -43,6 +43,7 @@ use crate::grpc::service::failure;
 use crate::grpc::status::of_tonic;
 use crate::grpc::status::status;
 use crate::grpc::witness::Passage;
+use crate::quota;
 
 /// What a call that may go on for long brings along beside its [`Passage`].
 #[derive(Clone)]
@@ -275,7 +276,10 @@ impl<S: Stream> Lane<S> {
             }
             let request = self.requests.message();
             match self.watch.attend(answers, request).await? {
-                Ok(Some(request)) => self.input = S::chunk(request)?,
+                Ok(Some(request)) => {
+                    self.input = S::chunk(request)?;
+                    self.watch.pay(answers, self.input.len()).await?;
+                }
                 Ok(None) => {
                     self.note_progress();
                     if let Some(flow) = self.flow.take() {
@@ -351,6 +355,17 @@ impl Watch {
                     }));
                 }
             }
+        }
+    }
+
+    /// Pays for a chunk of `bytes`, and waits for as long as its caller has nothing left: a stream
+    /// that is over a limit is slow, not refused.
+    async fn pay<P>(&mut self, answers: &mpsc::Sender<P>, bytes: usize) -> Result<(), End> {
+        let account = self.passage.visitor.account();
+        let owed = account.charge(quota::CALL + quota::of_bytes(bytes));
+        match owed.is_zero() {
+            true => Ok(()),
+            false => self.attend(answers, tokio::time::sleep(owed)).await,
         }
     }
 

@@ -29,6 +29,8 @@ use uuid::Uuid;
 use crate::audit::Audit;
 use crate::audit::Notes;
 use crate::audit::Record;
+use crate::broker::Broker;
+use crate::broker::Visitor;
 use crate::clock::Clock;
 use crate::datakeys::Patience;
 use crate::error::Error;
@@ -41,12 +43,12 @@ use crate::grpc::service::failure;
 use crate::grpc::status::of_tonic;
 use crate::grpc::status::status;
 use crate::grpc::stream::Lasting;
-use crate::identity::Session;
+use crate::quota;
 
 /// What a call brings along to its method.
 #[derive(Clone)]
 pub(super) struct Passage {
-    pub(super) session: Arc<Session>,
+    pub(super) visitor: Visitor,
     pub(super) notes: Notes,
     pub(super) request_id: Arc<str>,
 }
@@ -102,6 +104,7 @@ pub(super) enum Work {
 }
 
 struct Inner {
+    broker: Arc<Broker>,
     /// Of the methods that are not ours.
     open: Routes,
     /// By path, exactly: nothing that only looks like one of them gets past here.
@@ -114,8 +117,9 @@ struct Inner {
 }
 
 impl Witness {
-    /// Guards `methods`, those that are not ours served by `open`, within `bounds`.
+    /// Guards `methods` of `broker`, those that are not ours served by `open`, within `bounds`.
     pub(super) fn new(
+        broker: Arc<Broker>,
         open: Routes,
         methods: HashMap<String, Method>,
         audit: Arc<Audit>,
@@ -123,6 +127,7 @@ impl Witness {
         bounds: Bounds,
     ) -> Self {
         Self(Arc::new(Inner {
+            broker,
             open,
             methods,
             audit,
@@ -172,6 +177,12 @@ impl Witness {
             Ok(Err(_)) => Err(Error::Bug("a panic".into())),
             Err(_) => Err(Error::Expired),
         };
+        if let Err(Error::Overloaded | Error::RateLimited(_)) = outcome {
+            let left = opened.until.saturating_duration_since(Instant::now());
+            // Its stream is taken meanwhile: who asks again at once does so ten times a second on
+            // each, and not as fast as we refuse.
+            tokio::time::sleep(held_back(opened.id).min(left / 2)).await;
+        }
         let Passed {
             mut response,
             begun,
@@ -276,11 +287,19 @@ impl Inner {
         request: http::Request<Incoming>,
         call: &Opened<'_>,
     ) -> Result<Passed, Error> {
-        let session = Arc::clone(connection.authenticated(self.clock.wall())?);
+        let session = connection.authenticated(self.clock.wall())?;
         let rpc = rpc.ok_or(Error::MethodUnknown)?;
+        let visitor = self
+            .broker
+            .visitor(session, &connection.account, call.notes)?;
+        visitor.account().spend(quota::CALL)?;
         let mut begun = None;
         let (mut request, place, turn) = match rpc.work {
             Work::Long | Work::Short => {
+                // Before the body is read, which may take long and a place of the connection's.
+                if self.in_flight.available_permits() == 0 {
+                    return Err(Error::Overloaded);
+                }
                 let (request, place) = connection.room.admit(request, rpc.limit, rpc.answer).await;
                 let turn = Arc::clone(&self.in_flight).try_acquire_owned();
                 (request, place, Some(turn.map_err(|_| Error::Overloaded)?))
@@ -294,7 +313,7 @@ impl Inner {
             }
         };
         request.extensions_mut().insert(Passage {
-            session,
+            visitor,
             notes: call.notes.clone(),
             request_id: Arc::clone(call.request_id),
         });
@@ -333,6 +352,14 @@ fn introduce(
     record.user_agent = text(headers, &USER_AGENT).map(|agent| connection.agent(agent));
     record.trace_id = text(headers, &TRACEPARENT).and_then(trace_id);
     record.request_id = Some(Arc::clone(request_id));
+}
+
+/// How long the call `id` waits for its refusal: those that come together do not leave together, and
+/// so do not come together again.
+fn held_back(id: Uuid) -> Duration {
+    // Ids count up.
+    let (_, low) = id.as_u64_pair();
+    HELD_BACK / 2 + HELD_BACK * u32::try_from(low % 64).unwrap_or_default() / 64
 }
 
 /// How long the call may take: what its client allows, and never longer than the cap.
@@ -392,6 +419,8 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
 static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// The mean time for which a call waits for its refusal when there are too many.
+const HELD_BACK: Duration = Duration::from_millis(100);
 /// The cap of every method: a KMS that answers at all answers by then.
 const LONGEST: Duration = Duration::from_secs(30);
 /// So much of the client's deadline is left for our answer to reach it.

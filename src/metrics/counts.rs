@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::metrics::Dependency;
 use crate::metrics::Lookup;
+use crate::metrics::RateScope;
 use crate::metrics::Refresh;
 use crate::metrics::Retirement;
 use crate::metrics::Warming;
@@ -20,6 +21,7 @@ pub(super) struct Values {
     pub(super) retirements: RetirementCounts,
     pub(super) refreshes: RefreshCounts,
     pub(super) warmings: WarmingCounts,
+    pub(super) rates_limited: RateCounts,
     pub(super) tenants: Tenants,
     pub(super) cache_entries: AtomicU64,
     pub(super) cache_bytes: AtomicU64,
@@ -120,6 +122,21 @@ impl WarmingCounts {
             Warming::Full => &self.full,
             Warming::Known => &self.known,
             Warming::Refused => &self.refused,
+        }
+    }
+}
+
+#[derive(Default)]
+pub(super) struct RateCounts {
+    principal: AtomicU64,
+    tenant: AtomicU64,
+}
+
+impl RateCounts {
+    pub(super) fn of(&self, scope: RateScope) -> &AtomicU64 {
+        match scope {
+            RateScope::Principal => &self.principal,
+            RateScope::Tenant => &self.tenant,
         }
     }
 }

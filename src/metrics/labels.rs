@@ -27,6 +27,28 @@ impl Lookup {
     }
 }
 
+/// Whose limit a request is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RateScope {
+    /// The caller's own.
+    Principal,
+    /// That of all callers of the tenant.
+    Tenant,
+}
+
+impl RateScope {
+    /// Everyone who has a limit.
+    pub const ALL: [Self; 2] = [Self::Principal, Self::Tenant];
+
+    /// The value of the label `scope`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Principal => "principal",
+            Self::Tenant => "tenant",
+        }
+    }
+}
+
 /// Why a data key left the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retirement {

@@ -29,6 +29,7 @@ use crate::harness::rpcs::encrypt_parts;
 use crate::harness::rpcs::encrypt_start;
 use crate::harness::rpcs::pairs;
 use crate::harness::soon;
+use crate::quota;
 
 /// Reason, code, and the details beside ErrorInfo.
 type Row = (&'static str, Code, &'static [&'static str]);
@@ -72,6 +73,11 @@ const TABLE: &[Row] = &[
         &["BadRequest"],
     ),
     ("POLICY_DENIED", Code::PermissionDenied, &["RequestInfo"]),
+    (
+        "RATE_LIMITED",
+        Code::ResourceExhausted,
+        &["QuotaFailure", "RetryInfo"],
+    ),
     ("REQUEST_MALFORMED", Code::InvalidArgument, &["BadRequest"]),
     ("RESPONSE_TOO_LARGE", Code::ResourceExhausted, &[]),
     (
@@ -87,9 +93,9 @@ const TABLE: &[Row] = &[
     ("TRUST_DOMAIN_UNKNOWN", Code::Unauthenticated, &["Help"]),
 ];
 
-/// Rows of the conventions that nothing can end in yet: rate limits, suspension and the store
-/// will. A row that arrives moves to the table.
-const LATER: &[&str] = &["RATE_LIMITED", "STORE_UNAVAILABLE", "TENANT_SUSPENDED"];
+/// Rows of the conventions that nothing can end in yet: suspension and the store will. A row that
+/// arrives moves to the table.
+const LATER: &[&str] = &["STORE_UNAVAILABLE", "TENANT_SUSPENDED"];
 
 /// The reasons that the code knows, as it has them.
 fn reasons() -> Vec<&'static str> {
@@ -265,6 +271,7 @@ async fn provoke(reason: &str) -> Status {
         }
         "PLAINTEXT_TOO_LARGE" => refused(encrypt("keys/orders", vec![0; (1 << 20) + 1])).await,
         "POLICY_DENIED" => refused(encrypt("keys/absent", "x")).await,
+        "RATE_LIMITED" => quota::refused().await,
         "REQUEST_MALFORMED" => {
             raw(
                 "/keybroker.v1.KeyBrokerService/Encrypt",

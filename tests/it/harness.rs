@@ -68,6 +68,8 @@ use keybroker::kms::Kms;
 use keybroker::kms::aws;
 use keybroker::metrics::Metrics;
 use keybroker::policy::Policy;
+use keybroker::quota;
+use keybroker::quota::Quotas;
 use keybroker::telemetry::Telemetry;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
@@ -194,6 +196,8 @@ pub struct Setup {
     pub listen: listener::Config,
     /// Bounds of the server; no drain pause.
     pub limits: Limits,
+    /// What callers may spend.
+    pub quota: quota::Config,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Another KMS than the fake one.
@@ -221,6 +225,7 @@ impl Setup {
                 drain_pause: SignedDuration::ZERO,
                 ..Limits::default()
             },
+            quota: quota::Config::default(),
             clock: Arc::new(clock::System),
             kms: None,
             guard: None,
@@ -321,7 +326,9 @@ impl Broker {
             kms = Arc::new(Guarded::new(kms, config, metrics.clone()).unwrap());
         }
         let data_keys = DataKeys::new(kms, Arc::clone(&setup.clock), metrics.clone(), &setup.cache);
-        let broker = Arc::new(keybroker::broker::Broker::new(policy, data_keys));
+        let quotas = Quotas::new(&setup.quota, metrics.clone(), Arc::clone(&setup.clock));
+        let broker = keybroker::broker::Broker::new(policy, quotas, data_keys);
+        let broker = Arc::new(broker);
 
         let trail = Trail::default();
         let parts = Parts {

@@ -37,6 +37,7 @@ mod kms_contract;
 mod node;
 mod poison;
 mod python;
+mod quota;
 mod records;
 mod reuse;
 mod round_trips;

@@ -19,6 +19,8 @@ use keybroker::clock::Manual;
 use keybroker::metrics;
 use keybroker::metrics::Circuit;
 use keybroker::name;
+use keybroker::quota;
+use keybroker::quota::Rate;
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::Notify;
@@ -32,6 +34,9 @@ mod bell;
 #[allow(dead_code, reason = "some of it does not race")]
 #[path = "../../src/kms/guarded/breaker.rs"]
 mod breaker;
+#[allow(dead_code, reason = "some of it does not race")]
+#[path = "../../src/quota/bucket.rs"]
+mod bucket;
 #[path = "../../src/datakeys/budget.rs"]
 mod budget;
 #[path = "../../src/kms/guarded/fair.rs"]
@@ -58,6 +63,7 @@ use bell::Bell;
 use breaker::Breaker;
 use breaker::Change;
 use breaker::Verdict;
+use bucket::Bucket;
 use budget::Budget;
 use budget::Left;
 use refresh::Pace;
@@ -115,6 +121,38 @@ fn bytes_are_never_overdrawn() {
         };
         assert_eq!(race_for(whole, 4, |left| left.bytes), [2, 6]);
     });
+}
+
+/// Three race for what a bucket holds, half of it each.
+#[test]
+fn a_bucket_is_never_overdrawn() {
+    explore(|| {
+        let (rate, now) = (rate(), at(10));
+        let bucket = Arc::new(Bucket::new());
+        let taken = three(&bucket, move |bucket| bucket.take(100, rate, now).is_ok());
+        assert_eq!(taken.iter().filter(|taken| **taken).count(), 2);
+    });
+}
+
+/// Two pay for what they did while another call begins: nothing of it is lost.
+#[test]
+fn no_charge_is_lost() {
+    explore(|| {
+        let (rate, now) = (rate(), at(10));
+        let bucket = Arc::new(Bucket::new());
+        let taken = three(&bucket, move |bucket| {
+            bucket.charge(150, rate, now);
+            bucket.take(50, rate, now).is_ok()
+        });
+        let taken = taken.iter().filter(|taken| **taken).count();
+        let owed = 1000 * (3 * 150 + 50 * taken - 200) / 100;
+        let owed = Duration::from_millis(u64::try_from(owed).expect("a few seconds"));
+        assert_eq!(bucket.owed(now), Some(owed));
+    });
+}
+
+fn rate() -> Rate {
+    Rate::new(100).expect("it is within the bounds")
 }
 
 /// Three find a key past its soft limit: one has it refreshed.

@@ -31,6 +31,7 @@ pub(super) struct Tenant {
     pub(super) weight: u32,
     #[serde(default)]
     pub(super) context: BTreeMap<String, String>,
+    pub(super) rate: Option<u32>,
     #[serde(default)]
     pub(super) key: Vec<Key>,
 }

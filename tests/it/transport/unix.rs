@@ -36,6 +36,8 @@ use keybroker::message::EncryptedDataKey;
 use keybroker::message::EncryptionContext;
 use keybroker::metrics::Metrics;
 use keybroker::policy::Policy;
+use keybroker::quota;
+use keybroker::quota::Quotas;
 use tokio::net::UnixStream;
 
 use crate::harness::Broker;
@@ -87,8 +89,9 @@ async fn refused(unix: UnixConfig) -> listener::Error {
         Metrics::unread(),
         &datakeys::Config::default(),
     );
+    let quotas = Quotas::new(&quota::Config::default(), Metrics::unread(), clock.clone());
     let parts = Parts {
-        broker: Arc::new(keybroker::broker::Broker::new(policy, data_keys)),
+        broker: Arc::new(keybroker::broker::Broker::new(policy, quotas, data_keys)),
         audit: Audit::new(Sink::to(io::sink()), clock.clone()),
         clock,
     };

@@ -1,0 +1,259 @@
+//! Request limits: what each tenant and each principal may spend, and what calls cost.
+//!
+//! The unit is a small call that a cached data key serves. A call is let in while its tenant and
+//! its principal have anything left, before its body is read, and pays what it turns out to cost;
+//! what it spends beyond that holds up those after it. A connection looks up its [`Account`] once,
+//! and from then on a call takes from two atomics and no lock.
+
+mod bucket;
+mod table;
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use serde::Deserialize;
+
+use crate::clock::Clock;
+use crate::clock::Instant;
+use crate::identity::Caller;
+use crate::identity::Principal;
+use crate::metrics::Metrics;
+use crate::metrics::RateScope;
+use crate::name::TenantId;
+use crate::quota::bucket::Bucket;
+use crate::quota::table::Table;
+use crate::strict::OutOfBounds;
+
+/// What tenants and principals may spend unless the directory says otherwise.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Units a second of one tenant.
+    pub tenant_rate: u32,
+    /// Units a second of one principal.
+    pub principal_rate: u32,
+}
+
+impl Default for Config {
+    /// More than one process serves to anybody: 100,000 small calls a second take two cores, and
+    /// their data keys more KMS calls than an account has.
+    fn default() -> Self {
+        Self {
+            tenant_rate: 200_000,
+            principal_rate: 100_000,
+        }
+    }
+}
+
+impl Config {
+    /// Checks both rates against their bounds.
+    ///
+    /// # Errors
+    /// [`OutOfBounds`] for the first outside.
+    pub fn check(&self) -> Result<(), OutOfBounds> {
+        for (name, value) in [
+            ("quota.tenant_rate", self.tenant_rate),
+            ("quota.principal_rate", self.principal_rate),
+        ] {
+            Rate::new(value).ok_or_else(|| OutOfBounds {
+                name,
+                value: value.to_string(),
+                least: "100",
+                most: "10000000",
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Units a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate(NonZeroU32);
+
+impl Rate {
+    /// The lowest: below it a batch of 1,000 items would hold up its tenant for long.
+    pub const LEAST: u32 = 100;
+    /// The highest, at which a unit comes back every 100 ns.
+    pub const MOST: u32 = 10_000_000;
+
+    /// So many units a second, if that is within the bounds.
+    pub fn new(units: u32) -> Option<Self> {
+        let units = NonZeroU32::new(units)?;
+        (Self::LEAST..=Self::MOST)
+            .contains(&units.get())
+            .then_some(Self(units))
+    }
+
+    /// `units` a second, as near to it as the bounds allow.
+    fn near(units: u32) -> Self {
+        let units = NonZeroU32::new(units.clamp(Self::LEAST, Self::MOST));
+        Self(units.unwrap_or(NonZeroU32::MIN))
+    }
+
+    /// Units a second.
+    pub fn get(self) -> u32 {
+        self.0.get()
+    }
+
+    /// The nanoseconds in which it brings `units`.
+    pub fn nanos(self, units: u64) -> u64 {
+        units.saturating_mul(1_000_000_000) / u64::from(self.get())
+    }
+}
+
+/// The limits of all tenants and principals.
+pub struct Quotas {
+    tenants: Table<TenantId>,
+    principals: Table<Principal>,
+    tenant_rate: Rate,
+    principal_rate: Rate,
+    metrics: Metrics,
+    clock: Arc<dyn Clock>,
+}
+
+impl Quotas {
+    /// Limits as `config` has them, which [`Config::check`] has found good.
+    pub fn new(config: &Config, metrics: Metrics, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            tenants: Table::new(),
+            principals: Table::new(),
+            tenant_rate: Rate::near(config.tenant_rate),
+            principal_rate: Rate::near(config.principal_rate),
+            metrics,
+            clock,
+        }
+    }
+
+    /// The account of `caller`, whose tenant may spend `rate` if it has one of its own. `known` is
+    /// what its connection keeps of it; it is looked up anew for another `generation` of the
+    /// directory.
+    pub fn account(
+        &self,
+        known: &Known,
+        generation: u64,
+        caller: &Caller,
+        rate: Option<Rate>,
+    ) -> Arc<Account> {
+        if let Some(account) = &*known.0.load()
+            && account.generation == generation
+        {
+            return Arc::clone(account);
+        }
+        let account = Arc::new(Account {
+            generation,
+            tenant: Limit {
+                bucket: self.tenants.bucket(caller.tenant()),
+                rate: rate.unwrap_or(self.tenant_rate),
+                scope: RateScope::Tenant,
+            },
+            principal: Limit {
+                bucket: self.principals.bucket(caller.principal()),
+                rate: self.principal_rate,
+                scope: RateScope::Principal,
+            },
+            metrics: self.metrics.clone(),
+            clock: Arc::clone(&self.clock),
+        });
+        known.0.store(Some(Arc::clone(&account)));
+        account
+    }
+
+    /// Forgets whom a new account would suit as well.
+    pub fn sweep(&self) {
+        let now = self.clock.now();
+        self.tenants.sweep(now);
+        self.principals.sweep(now);
+    }
+}
+
+/// What a connection keeps of its account.
+#[derive(Default)]
+pub struct Known(ArcSwapOption<Account>);
+
+/// What one caller may spend: what its tenant and what it has left itself.
+pub struct Account {
+    generation: u64,
+    tenant: Limit,
+    principal: Limit,
+    metrics: Metrics,
+    clock: Arc<dyn Clock>,
+}
+
+struct Limit {
+    bucket: Arc<Bucket>,
+    rate: Rate,
+    scope: RateScope,
+}
+
+impl Account {
+    /// Spends `units`, which may be more than there are, if there are any.
+    ///
+    /// # Errors
+    /// [`Exceeded`], and nothing is spent.
+    pub fn spend(&self, units: u64) -> Result<(), Exceeded> {
+        let now = self.clock.now();
+        // The tenant is asked first, so that a call that it refuses costs the principal nothing.
+        let spent = match self.tenant.bucket.owed(now) {
+            Some(wait) => Err(self.tenant.exceeded(wait)),
+            None => self
+                .principal
+                .take(units, now)
+                .and_then(|()| self.tenant.take(units, now)),
+        };
+        spent.inspect_err(|exceeded| self.metrics.rate_limited(exceeded.scope))
+    }
+
+    /// Spends `units` whatever there is, for what is done already; the time until there is
+    /// something again, zero if there is.
+    pub fn charge(&self, units: u64) -> Duration {
+        let now = self.clock.now();
+        let owed = [&self.tenant, &self.principal].map(|limit| {
+            limit.bucket.charge(units, limit.rate, now);
+            limit.bucket.owed(now).unwrap_or_default()
+        });
+        owed.into_iter().max().unwrap_or_default()
+    }
+}
+
+impl Limit {
+    fn take(&self, units: u64, now: Instant) -> Result<(), Exceeded> {
+        let taken = self.bucket.take(units, self.rate, now);
+        taken.map_err(|wait| self.exceeded(wait))
+    }
+
+    fn exceeded(&self, wait: Duration) -> Exceeded {
+        Exceeded {
+            scope: self.scope,
+            rate: self.rate.get(),
+            wait,
+        }
+    }
+}
+
+/// A caller has spent what it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("over the {}'s rate of {rate} units a second", scope.label())]
+pub struct Exceeded {
+    /// Whose limit it is.
+    pub scope: RateScope,
+    /// The limit, in units a second.
+    pub rate: u32,
+    /// The time until there is something to spend.
+    pub wait: Duration,
+}
+
+/// What so many bytes cost beside the call or the item that they are in: sealing 8 KiB takes about
+/// as long as all that goes with a call.
+pub fn of_bytes(bytes: usize) -> u64 {
+    u64::try_from(bytes >> 13).unwrap_or(u64::MAX)
+}
+
+/// What a call costs, an item of a batch, or a chunk of a stream.
+pub const CALL: u64 = 1;
+/// What asking KMS costs beside the call for which it is asked.
+pub const KMS: u64 = 9;
+
+#[cfg(test)]
+mod tests;
