@@ -36,6 +36,7 @@ use keybroker::datakeys::DataKeys;
 use keybroker::datakeys::Patience;
 use keybroker::identity::Leaf;
 use keybroker::identity::Peer;
+use keybroker::identity::Rules;
 use keybroker::identity::Session;
 use keybroker::message::EncryptedDataKey;
 use keybroker::message::EncryptionContext;
@@ -165,6 +166,27 @@ fn count(criterion: &mut Criterion) {
             black_box(&tally).avoided(1);
         });
     });
+}
+
+/// What it costs a call to stay within its limits.
+fn spend(criterion: &mut Criterion) {
+    let rule = "[[rule]]\nmatch = \"unix:uid=1\"\ntenant = \"acme\"";
+    let rules = Rules::new(&toml::from_str(rule).unwrap()).unwrap();
+    let caller = rules.map(&Peer::unix(1, 1)).unwrap();
+    let account = unlimited().account(&Known::default(), 1, &caller, None);
+    criterion.bench_function("spend", |bencher| {
+        // It is faster than any rate: what is over it costs about the same.
+        bencher.iter(|| account.spend(black_box(quota::CALL)));
+    });
+}
+
+/// Limits that no benchmark reaches.
+fn unlimited() -> Quotas {
+    let config = quota::Config {
+        tenant_rate: quota::Rate::MOST,
+        principal_rate: quota::Rate::MOST,
+    };
+    Quotas::new(&config, Metrics::unread(), Arc::new(System))
 }
 
 /// What a usual record costs: its line, and its way to a sink that takes all, the begin of the
@@ -297,8 +319,8 @@ fn encrypt(criterion: &mut Criterion) {
 fn broker(stage: &Stage) -> (Broker, Session) {
     // The usual limits would have the benchmark wait for the KMS now and then.
     let tenants = stage.folder().join("tenants.toml");
-    let unlimited = fs::read_to_string(&tenants).unwrap() + "cache.max_messages = 4_294_967_296\n";
-    fs::write(tenants, unlimited).unwrap();
+    let text = fs::read_to_string(&tenants).unwrap() + "cache.max_messages = 4_294_967_296\n";
+    fs::write(tenants, text).unwrap();
     let path = stage.config();
     let config = Config::load(&path).unwrap();
     let state = config.state(&path, System.wall(), None).unwrap();
@@ -311,16 +333,11 @@ fn broker(stage: &Stage) -> (Broker, Session) {
     let certificate = stage.folder().join(stage::CLIENT.certificate);
     let certificate = CertificateDer::from_pem_file(certificate).unwrap();
     let peer = Peer::certified(Leaf::parse(&certificate).unwrap());
-    let unlimited = quota::Config {
-        tenant_rate: quota::Rate::MOST,
-        principal_rate: quota::Rate::MOST,
-    };
-    let quotas = Quotas::new(&unlimited, Metrics::unread(), Arc::new(System));
     (
-        Broker::new(state.policy, quotas, data_keys),
+        Broker::new(state.policy, unlimited(), data_keys),
         Session::new(peer),
     )
 }
 
-criterion_group!(benches, seal, open, cache_hit, count, audit, encrypt);
+criterion_group!(benches, seal, open, cache_hit, count, spend, audit, encrypt);
 criterion_main!(benches);

@@ -19,6 +19,7 @@ use hyper::body::Incoming;
 use tokio::sync::Semaphore;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tonic::Code;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
@@ -177,7 +178,7 @@ impl Witness {
             Ok(Err(_)) => Err(Error::Bug("a panic".into())),
             Err(_) => Err(Error::Expired),
         };
-        if let Err(Error::Overloaded | Error::RateLimited(_)) = outcome {
+        if came_too_many(&outcome) {
             let left = opened.until.saturating_duration_since(Instant::now());
             // Its stream is taken meanwhile: who asks again at once does so ten times a second on
             // each, and not as fast as we refuse.
@@ -352,6 +353,17 @@ fn introduce(
     record.user_agent = text(headers, &USER_AGENT).map(|agent| connection.agent(agent));
     record.trace_id = text(headers, &TRACEPARENT).and_then(trace_id);
     record.request_id = Some(Arc::clone(request_id));
+}
+
+/// Whether the call is refused because there are too many: at the door, or further in.
+fn came_too_many(outcome: &Result<Passed, Error>) -> bool {
+    match outcome {
+        Ok(passed) => {
+            let status = passed.response.extensions().get::<Status>();
+            status.is_some_and(|status| status.code() == Code::ResourceExhausted)
+        }
+        Err(error) => matches!(error, Error::Overloaded | Error::RateLimited(_)),
+    }
 }
 
 /// How long the call `id` waits for its refusal: those that come together do not leave together, and

@@ -35,6 +35,7 @@ mod isolation;
 mod keyring;
 mod kms_contract;
 mod node;
+mod overload;
 mod poison;
 mod python;
 mod quota;

@@ -41,6 +41,9 @@ async fn broker(tenant_rate: u32, principal_rate: u32) -> (Broker, Arc<Manual>) 
     (broker.await, clock)
 }
 
+/// May encrypt under acme's key `orders`.
+const WRITER: &str = "spiffe://prod.example/tenant/acme/sa/writer";
+
 /// So many small items under one data key.
 fn batch(items: usize) -> pb::EncryptBatchRequest {
     let items = vec![encrypt("keys/orders", "x"); items];
@@ -100,9 +103,7 @@ async fn a_call_over_the_limit_is_told_which_and_for_how_long() {
 async fn a_tenant_that_has_spent_all_is_alone_in_that() {
     let (broker, _clock) = broker(100, 1000).await;
     let mut web = broker.caller(WEB).await;
-    let mut writer = broker
-        .caller("spiffe://prod.example/tenant/acme/sa/writer")
-        .await;
+    let mut writer = broker.caller(WRITER).await;
     web.encrypt_batch(batch(200)).await.unwrap();
     for acme in [&mut web, &mut writer] {
         let refused = acme.encrypt(encrypt("keys/orders", "x")).await;
@@ -197,6 +198,15 @@ async fn a_refusal_takes_its_time_but_comes_before_the_deadline() {
     let began = Instant::now();
     let refused = web.encrypt(encrypt("keys/orders", "x")).await;
     assert_eq!(reason(refused), "RATE_LIMITED");
+    assert!(began.elapsed() >= Duration::from_millis(40));
+    // Of those whose body was read, too.
+    let mut writer = broker.caller(WRITER).await;
+    writer.encrypt_batch(batch(199)).await.unwrap();
+    let began = Instant::now();
+    assert_eq!(
+        reason(writer.encrypt_batch(batch(100)).await),
+        "RATE_LIMITED"
+    );
     assert!(began.elapsed() >= Duration::from_millis(40));
     let mut request = encrypt("keys/orders", "x").into_request();
     request.set_timeout(Duration::from_millis(60));
