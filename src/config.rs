@@ -403,7 +403,7 @@ impl Config {
     fn check_dev(&self, directory: &Directory) -> Result<(), Error> {
         for tenant in directory.tenants() {
             for key in directory.keys(tenant.id()) {
-                if key.kms().iter().any(|kms| matches!(kms, KeyRef::Aws(_))) {
+                if key.kms().iter().any(|kms| kms.arn().is_some()) {
                     return Err(Error::RealKey {
                         path: self.tenants_file.clone(),
                         key: key.name().clone(),

@@ -7,6 +7,7 @@ pub mod aws;
 mod backends;
 mod demand;
 mod guarded;
+mod key;
 pub mod local;
 
 pub use backends::Backends;
@@ -14,9 +15,12 @@ pub use backends::Config;
 pub use backends::LocalConfig;
 pub use demand::Demand;
 pub use guarded::Guarded;
+pub use key::Arn;
+pub use key::KeyRef;
+pub use key::MalformedRef;
+pub use key::Replicas;
+pub use key::UnfitReplicas;
 
-use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -95,171 +99,6 @@ pub struct Unwrapped {
     pub request_id: Option<String>,
 }
 
-/// Names a KMS key as the directory does: `arn:aws:kms:…:key/…`, or `local:<key id>`.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub enum KeyRef {
-    /// A key of AWS KMS.
-    Aws(Arn),
-    /// A key of the embedded local KMS, by its id in the keyring.
-    Local(String),
-}
-
-impl KeyRef {
-    /// The Region that the key is called in; `local` for keys of the embedded KMS.
-    pub fn region(&self) -> &str {
-        match self {
-            Self::Aws(arn) => arn.region(),
-            Self::Local(_) => "local",
-        }
-    }
-
-    /// The account that the key's calls are counted for; empty for keys of the embedded KMS.
-    pub fn account(&self) -> &str {
-        match self {
-            Self::Aws(arn) => arn.account(),
-            Self::Local(_) => "",
-        }
-    }
-
-    /// The provider id of the data keys that this key wraps.
-    pub fn provider_id(&self) -> &'static str {
-        match self {
-            Self::Aws(_) => AWS_PROVIDER,
-            Self::Local(_) => LOCAL_PROVIDER,
-        }
-    }
-
-    /// Whether `wrapped` says that this key wrapped it. Says nothing about whether it did.
-    ///
-    /// A multi-Region key answers to its replicas in all Regions. A local key answers to all its
-    /// versions, in whatever keyring: `<keyring id>/<key id>/<version>`.
-    pub fn claims(&self, wrapped: &EncryptedDataKey) -> bool {
-        if wrapped.provider_id != self.provider_id() {
-            return false;
-        }
-        match self {
-            Self::Aws(arn) => wrapped
-                .provider_info
-                .parse()
-                .is_ok_and(|other: Arn| arn.is_replica_of(&other)),
-            Self::Local(id) => wrapped.provider_info.split('/').nth(1) == Some(id.as_str()),
-        }
-    }
-}
-
-impl FromStr for KeyRef {
-    type Err = MalformedRef;
-
-    fn from_str(text: &str) -> Result<Self, MalformedRef> {
-        match text.strip_prefix("local:") {
-            Some(id) => match id.parse::<crate::name::KeyId>() {
-                Ok(_) => Ok(Self::Local(id.to_owned())),
-                Err(_) => Err(MalformedRef),
-            },
-            None => text.parse().map(Self::Aws),
-        }
-    }
-}
-
-impl fmt::Display for KeyRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Aws(arn) => arn.fmt(f),
-            Self::Local(id) => write!(f, "local:{id}"),
-        }
-    }
-}
-
-impl fmt::Debug for KeyRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-/// The ARN of an AWS KMS key: `arn:<partition>:kms:<region>:<account>:key/<id>`; no alias, since
-/// an alias can move away from what it wrapped.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Arn {
-    text: String,
-    region: std::ops::Range<usize>,
-    id: usize,
-}
-
-impl Arn {
-    /// The whole ARN.
-    pub fn as_str(&self) -> &str {
-        &self.text
-    }
-
-    /// The Region it names.
-    pub fn region(&self) -> &str {
-        self.text.get(self.region.clone()).unwrap_or_default()
-    }
-
-    /// The account that it names.
-    pub fn account(&self) -> &str {
-        let rest = self.text.get(self.region.end + 1..);
-        let parts = rest.and_then(|rest| rest.split_once(':'));
-        parts.map_or("", |(account, _)| account)
-    }
-
-    /// Whether both name one key: the same ARN, or replicas of one multi-Region key.
-    pub fn is_replica_of(&self, other: &Self) -> bool {
-        let rest = |arn: &Self| {
-            let before = arn.text.get(..arn.region.start).map(str::to_owned);
-            let after = arn.text.get(arn.region.end..).map(str::to_owned);
-            (before, after)
-        };
-        let multi_region = self
-            .text
-            .get(self.id..)
-            .is_some_and(|id| id.starts_with("mrk-"));
-        self == other || (multi_region && rest(self) == rest(other))
-    }
-}
-
-impl FromStr for Arn {
-    type Err = MalformedRef;
-
-    fn from_str(text: &str) -> Result<Self, MalformedRef> {
-        let plain = |part: &str| {
-            !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-        };
-        let parts: Vec<&str> = text.split(':').collect();
-        let ["arn", partition, "kms", region, account, resource] = parts.as_slice() else {
-            return Err(MalformedRef);
-        };
-        let id = resource.strip_prefix("key/").ok_or(MalformedRef)?;
-        let digits = account.len() == 12 && account.bytes().all(|b| b.is_ascii_digit());
-        if text.len() > MAX_ARN || !digits || ![*partition, *region, id].into_iter().all(plain) {
-            return Err(MalformedRef);
-        }
-        let start = "arn:".len() + partition.len() + ":kms:".len();
-        Ok(Self {
-            text: text.to_owned(),
-            region: start..start + region.len(),
-            id: text.len() - id.len(),
-        })
-    }
-}
-
-impl fmt::Display for Arn {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl fmt::Debug for Arn {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-/// The text names no KMS key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("neither local:<key id> nor arn:<partition>:kms:<region>:<account>:key/<id>")]
-pub struct MalformedRef;
-
 /// What a KMS call can end in, sorted by what it means to us; AWS's codes are in its file.
 ///
 /// The text in a variant is the service's own sentence, for operators; it holds no secret.
@@ -323,8 +162,6 @@ impl Error {
     }
 }
 
-/// Longest ARN, in bytes: what KMS takes as a key id.
-const MAX_ARN: usize = 2048;
 /// The provider id of AWS KMS.
 pub const AWS_PROVIDER: &str = "aws-kms";
 /// The provider id of the embedded local KMS; AWS SDKs skip its data keys.

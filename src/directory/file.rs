@@ -26,6 +26,8 @@ use crate::crypto::digest::sha256;
 use crate::identity::PrincipalPattern;
 use crate::kms::KeyRef;
 use crate::kms::MalformedRef;
+use crate::kms::Replicas;
+use crate::kms::UnfitReplicas;
 use crate::message::EncryptionContext;
 use crate::message::context;
 use crate::name::KeyId;
@@ -84,6 +86,14 @@ pub enum Fault {
     /// A KMS key stands in the list twice, so that its version is unclear.
     #[error("kms names {0} twice")]
     RepeatedKms(KeyRef),
+    /// The replicas of a KMS key can't be as they are named.
+    #[error("kms names replica_regions for {key}: {error}")]
+    Replicas {
+        /// The KMS key as written.
+        key: String,
+        /// Why.
+        error: UnfitReplicas,
+    },
     /// Another tenant, or another key of the tenant, has the same id.
     #[error("the id stands in the file twice")]
     RepeatedId,
@@ -379,16 +389,38 @@ fn check_context(tenant: &Tenant, name: &KeyName) -> Result<(), Fault> {
     }
 }
 
-fn binding(list: Vec<String>) -> Result<Binding, Fault> {
+fn binding(list: Vec<raw::KmsKey>) -> Result<Binding, Fault> {
     let mut keys: Vec<KeyRef> = Vec::with_capacity(list.len());
-    for value in list {
-        match value.parse::<KeyRef>() {
-            Ok(key) if keys.contains(&key) => return Err(Fault::RepeatedKms(key)),
-            Ok(key) => keys.push(key),
-            Err(error) => return Err(Fault::Kms { value, error }),
+    for raw in list {
+        let key = kms_key(raw)?;
+        let named = |other: &KeyRef| other.to_string() == key.to_string();
+        if keys.iter().any(named) {
+            return Err(Fault::RepeatedKms(key));
         }
+        keys.push(key);
     }
     Binding::new(keys).ok_or(Fault::NoKms)
+}
+
+fn kms_key(raw: raw::KmsKey) -> Result<KeyRef, Fault> {
+    let raw::KmsKey {
+        key,
+        replica_regions,
+    } = raw;
+    let preferred = match key.parse() {
+        Ok(preferred) => preferred,
+        Err(error) => return Err(Fault::Kms { value: key, error }),
+    };
+    let Some(regions) = replica_regions else {
+        return Ok(preferred);
+    };
+    let replicas = match preferred {
+        KeyRef::Aws(arn) => Replicas::new(arn, regions.iter().map(String::as_str)),
+        KeyRef::Local(_) | KeyRef::MultiRegion(_) => Err(UnfitReplicas::SingleRegion),
+    };
+    replicas
+        .map(KeyRef::MultiRegion)
+        .map_err(|error| Fault::Replicas { key, error })
 }
 
 fn limits(raw: raw::Limits) -> Result<Limits, Fault> {

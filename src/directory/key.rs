@@ -129,7 +129,7 @@ impl Key {
     }
 }
 
-/// The KMS keys of a key, at least one, all different. The position in the list is the version,
+/// The KMS keys of a key, at least one, all named differently. The position in the list is the version,
 /// counted from 1; the last is primary and wraps, all of them unwrap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binding {
@@ -169,7 +169,7 @@ impl Binding {
     /// replica of it.
     pub fn unwrapper(&self, wrapped: &EncryptedDataKey) -> Option<(usize, &KeyRef)> {
         let claimed = |named: bool| {
-            let very = |key: &KeyRef| !named || key.to_string() == wrapped.provider_info;
+            let very = |key: &KeyRef| !named || key.is_named_by(wrapped);
             let mut versions = (1..).zip(self.iter());
             versions.find(|(_, key)| key.claims(wrapped) && very(key))
         };

@@ -2,9 +2,12 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::identity::Config;
+use crate::kms::KeyRef;
+use crate::kms::UnfitReplicas;
 
 const ARN: &str = "arn:aws:kms:eu-central-1:111122223333:key/0001";
 const NEWER: &str = "arn:aws:kms:eu-central-1:111122223333:key/0002";
+const MULTI_REGION: &str = "arn:aws:kms:eu-central-1:111122223333:key/mrk-0003";
 
 const FULL: &str = r#"
     [[tenant]]
@@ -232,6 +235,33 @@ fn ids_are_unique() {
             .unwrap_err()
             .to_string()
             .contains("the id is not")
+    );
+}
+
+#[test]
+fn a_kms_key_may_have_replicas() {
+    let replicated =
+        |key: &str, regions: &str| format!("{{ key = \"{key}\", replica_regions = {regions} }}");
+    let good = replicated(MULTI_REGION, "[\"us-east-1\"]");
+    for list in [good.clone(), format!("[\"{ARN}\", {good}]")] {
+        let directory = parse(&file("", &format!("kms = {list}"))).unwrap();
+        let key = directory.key(&name("keys/orders")).unwrap();
+        let replicas = key.kms().primary().in_regions().iter();
+        let regions: Vec<_> = replicas.map(KeyRef::region).collect();
+        assert_eq!(regions, ["eu-central-1", "us-east-1"]);
+    }
+    for (key, regions, error) in [
+        (MULTI_REGION, "[]", UnfitReplicas::None),
+        (ARN, "[\"us-east-1\"]", UnfitReplicas::SingleRegion),
+        ("local:a", "[\"us-east-1\"]", UnfitReplicas::SingleRegion),
+    ] {
+        let fault = key_fault(&format!("kms = {}", replicated(key, regions)));
+        let key = key.to_owned();
+        assert_eq!(fault, Fault::Replicas { key, error });
+    }
+    assert_eq!(
+        key_fault(&format!("kms = [{good}, \"{MULTI_REGION}\"]")),
+        Fault::RepeatedKms(MULTI_REGION.parse().unwrap())
     );
 }
 

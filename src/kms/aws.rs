@@ -63,6 +63,7 @@ use crate::message::EncryptionContext;
 /// A Region's client, with its connections, is made at the first call for a key of that Region
 /// and kept. The Region is the one that the key's ARN names.
 pub struct Aws {
+    config: Config,
     plan: aws_sdk_kms::config::Builder,
     loads: Loads,
     clients: Mutex<HashMap<String, Client>>,
@@ -103,12 +104,12 @@ impl Aws {
             .timeout_config(timeouts)
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .interceptor(Bounded);
-        plan.set_endpoint_url(config.endpoint);
         let loads = Loads::default();
         if let Some(provider) = sdk.credentials_provider() {
             plan = plan.credentials_provider(Watched::new(provider, loads.clone()));
         }
         Ok(Self {
+            config,
             plan,
             loads,
             clients: Mutex::default(),
@@ -121,7 +122,10 @@ impl Aws {
             .entry(arn.region().to_owned())
             .or_insert_with(|| {
                 let region = Region::new(arn.region().to_owned());
-                Client::from_conf(self.plan.clone().region(region).build())
+                let mut plan = self.plan.clone().region(region);
+                let endpoint = self.config.endpoint_in(arn.region());
+                plan.set_endpoint_url(endpoint.map(str::to_owned));
+                Client::from_conf(plan.build())
             })
             .clone()
     }
@@ -236,10 +240,8 @@ impl Kms for Aws {
 }
 
 fn arn(key: &KeyRef) -> Result<&Arn, Error> {
-    match key {
-        KeyRef::Aws(arn) => Ok(arn),
-        KeyRef::Local(_) => Err(Error::NotFound("a local key in AWS KMS".to_owned())),
-    }
+    key.arn()
+        .ok_or_else(|| Error::NotFound("a local key in AWS KMS".to_owned()))
 }
 
 fn pairs(context: &EncryptionContext) -> Option<HashMap<String, String>> {

@@ -70,7 +70,7 @@ pub struct Backends {
 impl Backends {
     fn of(&self, key: &KeyRef) -> Result<&dyn Kms, Error> {
         match (key, &self.local) {
-            (KeyRef::Aws(_), _) => Ok(&self.aws),
+            (KeyRef::Aws(_) | KeyRef::MultiRegion(_), _) => Ok(&self.aws),
             (KeyRef::Local(_), Some(local)) => Ok(local.as_ref()),
             (KeyRef::Local(_), None) => Err(Error::NotFound(format!(
                 "{key}: no local KMS is configured"

@@ -1,5 +1,5 @@
-//! What stands between the data keys and a KMS: the time of a call, a rate and turns, retries within
-//! a budget, and a breaker.
+//! What stands between the data keys and a KMS: the choice of a Region, the time of a call, a rate and
+//! turns, retries within a budget, and a breaker.
 //!
 //! | file | what it holds |
 //! |---|---|
@@ -8,11 +8,13 @@
 //! | `rate` | how many requests a second |
 //! | `retries` | which attempts are made again, and how many |
 //! | `breaker` | when a key's KMS is not asked |
+//! | `health` | whether a Region is asked before others |
 //! | `regions` | whose gate, whose budget, whose breaker; what is counted and logged |
 
 mod breaker;
 mod fair;
 mod gate;
+mod health;
 mod rate;
 mod regions;
 mod retries;
@@ -48,7 +50,7 @@ use crate::message::EncryptionContext;
 use crate::metrics::KmsOperation;
 use crate::metrics::Metrics;
 
-/// A KMS whose calls end in time, are made at the rate that it takes and by turns of the tenants,
+/// A KMS whose calls end in time, are made where it is well, at the rate that it takes and by turns of the tenants,
 /// are made again where that helps and harms nobody, and are not made at all while they fail.
 ///
 /// An account in a Region is sent at most `requests_per_second`, attempts included; less after each
@@ -63,6 +65,12 @@ use crate::metrics::Metrics;
 /// and within 10 % of what succeeds in the Region, or 10 a second. None begins when no caller waits
 /// any more, and another one is given up then. The first is not: what it brings serves those who
 /// come next, who would otherwise never get a data key from a KMS that takes longer than they wait.
+///
+/// A key that is in several Regions is called in one after another: one attempt in each, the usual
+/// ones in the last. A call goes on when a Region throttles, fails, or lets it neither pass nor have
+/// an answer within `attempt_timeout`, so it may take that much longer for each Region before the
+/// last. After three failures in a row in a Region, calls begin with the next until it has been
+/// well for 10 s.
 ///
 /// A key for which half of 20 or more attempts within 10 s failed is not asked for 1 to 5 s: its
 /// calls end in [`Error::Unavailable`] at once. Then one at a time goes through, until one does not
@@ -100,15 +108,65 @@ impl Guarded {
         })
     }
 
+    /// Calls the key in one Region after another, as long as they have no room or do not answer.
     async fn call<'a, T>(
         &'a self,
+        key: &'a KeyRef,
+        operation: KmsOperation,
+        demand: Option<&Demand>,
+        ask: impl Fn(&'a KeyRef) -> BoxFuture<'a, Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let mut route = self.regions.route(key, Instant::now());
+        let (replica, last) = route.pop().expect("every key is in a Region");
+        let several = !route.is_empty();
+        for (replica, guard) in route {
+            let begin = begin(&guard, operation, demand);
+            let answer = self.call_once(replica, begin, || ask(replica)).await;
+            guard.diagnose(&answer, Instant::now());
+            match answer {
+                Err(Error::Crowded { .. } | Error::Throttled | Error::Unavailable(_)) => {
+                    guard.failed_over();
+                }
+                answer => return answer,
+            }
+        }
+        let ask = || ask(replica);
+        let answer = self.call_in(replica, &last, operation, demand, ask).await;
+        if several {
+            last.diagnose(&answer, Instant::now());
+        }
+        answer
+    }
+
+    /// One attempt in a Region, if its turn comes soon: another Region may have room.
+    async fn call_once<'a, T>(
+        &'a self,
         key: &KeyRef,
+        begin: impl Future<Output = Result<(Request<'_>, Option<Turn>), Error>>,
+        ask: impl Fn() -> BoxFuture<'a, Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let pause = self.attempt;
+        let (request, turn) = tokio::time::timeout(self.attempt, begin)
+            .await
+            .unwrap_or(Err(Error::Crowded { pause }))?;
+        let deadline = Instant::now() + self.operation;
+        let answer = self.attempt(request, key, deadline, None, ask()).await;
+        if let (Err(Error::Throttled), Some(turn)) = (&answer, &turn) {
+            turn.throttled(Instant::now());
+        }
+        answer
+    }
+
+    /// As many attempts in a Region as are worth it.
+    async fn call_in<'a, T>(
+        &'a self,
+        key: &KeyRef,
+        guard: &Guard,
         operation: KmsOperation,
         demand: Option<&Demand>,
         ask: impl Fn() -> BoxFuture<'a, Result<T, Error>>,
     ) -> Result<T, Error> {
-        let guard = self.regions.guard(key, Instant::now());
-        let (mut request, mut turn) = begin(&guard, operation, demand).await?;
+        let (mut request, mut turn) = begin(guard, operation, demand).await?;
         let deadline = Instant::now() + self.operation;
         let mut retries = 0;
         loop {
@@ -133,7 +191,7 @@ impl Guarded {
             }
             tokio::time::sleep(pause).await;
             let latest = deadline - self.attempt;
-            let begun = begin(&guard, operation, demand);
+            let begun = begin(guard, operation, demand);
             match tokio::time::timeout_at(latest, begun).await {
                 Ok(Ok(next)) => (request, turn) = next,
                 Ok(Err(_)) | Err(_) => return Err(error),
@@ -236,7 +294,7 @@ impl Kms for Guarded {
         context: &EncryptionContext,
         demand: &Demand,
     ) -> Result<DataKey, Error> {
-        let ask = || self.kms.generate_data_key(key, context, demand);
+        let ask = |key| self.kms.generate_data_key(key, context, demand);
         let operation = KmsOperation::GenerateDataKey;
         self.call(key, operation, Some(demand), ask).await
     }
@@ -248,13 +306,13 @@ impl Kms for Guarded {
         context: &EncryptionContext,
         demand: &Demand,
     ) -> Result<Unwrapped, Error> {
-        let ask = || self.kms.decrypt(key, wrapped, context, demand);
+        let ask = |key| self.kms.decrypt(key, wrapped, context, demand);
         let operation = KmsOperation::Decrypt;
         self.call(key, operation, Some(demand), ask).await
     }
 
     async fn describe_key(&self, key: &KeyRef) -> Result<(), Error> {
-        let ask = || self.kms.describe_key(key);
+        let ask = |key| self.kms.describe_key(key);
         // Its quota is another one.
         self.call(key, KmsOperation::DescribeKey, None, ask).await
     }

@@ -102,7 +102,7 @@ fn usable<'a>(contents: &'a Contents, key: &KeyRef) -> Result<(KeyId, &'a Key), 
     let unknown = || kms::Error::NotFound(format!("{key} is not in the keyring"));
     let id: KeyId = match key {
         KeyRef::Local(id) => id.parse().map_err(|_| unknown())?,
-        KeyRef::Aws(_) => return Err(unknown()),
+        KeyRef::Aws(_) | KeyRef::MultiRegion(_) => return Err(unknown()),
     };
     let key = contents.keys.get(&id).ok_or_else(unknown)?;
     match key.state {

@@ -31,6 +31,7 @@ pub struct KmsTally {
     describe_key: OutcomeCounts,
     generate_data_key: OutcomeCounts,
     retries: AtomicU64,
+    failovers: AtomicU64,
     shed: AtomicU64,
     half: AtomicI64,
     open: AtomicI64,
@@ -58,6 +59,7 @@ impl KmsTally {
             describe_key: OutcomeCounts::default(),
             generate_data_key: OutcomeCounts::default(),
             retries: AtomicU64::new(0),
+            failovers: AtomicU64::new(0),
             shed: AtomicU64::new(0),
             queued: AtomicI64::new(0),
             rate: Mutex::new(0.0),
@@ -91,6 +93,16 @@ impl KmsTally {
     /// Requests made again so far.
     pub fn retries(&self) -> u64 {
         self.retries.load(Relaxed)
+    }
+
+    /// Counts a call that failed here and goes on to another Region.
+    pub fn failed_over(&self) {
+        self.failovers.fetch_add(1, Relaxed);
+    }
+
+    /// Calls that failed here and went on to another Region.
+    pub fn failovers(&self) -> u64 {
+        self.failovers.load(Relaxed)
     }
 
     /// Requests throttled so far.
@@ -237,6 +249,15 @@ impl Regions {
             .with_description("Requests to KMS that were made again, by Region.")
             .with_callback(self.reading(|tally, region, instrument| {
                 instrument.observe(tally.retries(), &[region]);
+            }))
+            .build();
+        meter
+            .u64_observable_counter("keybroker_kms_failovers")
+            .with_description(
+                "Calls to KMS that went on to another Region, by the Region that failed.",
+            )
+            .with_callback(self.reading(|tally, region, instrument| {
+                instrument.observe(tally.failovers(), &[region]);
             }))
             .build();
         meter

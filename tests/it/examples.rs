@@ -63,6 +63,7 @@ fn the_example_shows_the_defaults() {
     assert_eq!(config.memory, mem::Config::default());
     let aws = aws::Config {
         endpoint: config.kms.aws.endpoint.clone(),
+        endpoints: config.kms.aws.endpoints.clone(),
         ..aws::Config::default()
     };
     assert_eq!(config.kms.aws, aws);

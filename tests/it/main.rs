@@ -40,6 +40,7 @@ mod poison;
 mod python;
 mod quota;
 mod records;
+mod regions;
 mod reuse;
 mod round_trips;
 mod secrecy;

@@ -159,6 +159,7 @@ impl FakeKms {
             attempt_timeout: SignedDuration::from_secs(10),
             operation_timeout: SignedDuration::from_secs(30),
             requests_per_second: 100_000,
+            ..Config::default()
         }
     }
 

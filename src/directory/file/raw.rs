@@ -12,6 +12,7 @@ use serde::de::SeqAccess;
 use serde::de::Visitor;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::value::SeqAccessDeserializer;
+use serde::de::value::StrDeserializer;
 use toml::Spanned;
 
 use crate::directory::key::Owner;
@@ -41,7 +42,7 @@ pub(super) struct Tenant {
 pub(super) struct Key {
     pub(super) id: Spanned<String>,
     #[serde(deserialize_with = "one_or_many")]
-    pub(super) kms: Vec<String>,
+    pub(super) kms: Vec<KmsKey>,
     #[serde(default)]
     pub(super) owner: Owner,
     #[serde(default)]
@@ -66,6 +67,12 @@ pub(super) struct Limits {
     pub(super) max_age: Option<SignedDuration>,
     pub(super) max_messages: Option<u64>,
     pub(super) max_bytes: Option<u64>,
+}
+
+/// The name of a KMS key alone, or `{ key = "…", replica_regions = ["…"] }`.
+pub(super) struct KmsKey {
+    pub(super) key: String,
+    pub(super) replica_regions: Option<Vec<String>>,
 }
 
 /// A principal alone, or `{ principal = "…", context = { … } }`.
@@ -111,26 +118,68 @@ impl<'de> Deserialize<'de> for Statement {
     }
 }
 
+impl<'de> Deserialize<'de> for KmsKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl<'de> Visitor<'de> for Either {
+            type Value = KmsKey;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a KMS key, or a table of key and replica_regions")
+            }
+
+            fn visit_str<E: Error>(self, key: &str) -> Result<KmsKey, E> {
+                Ok(KmsKey {
+                    key: key.to_owned(),
+                    replica_regions: None,
+                })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<KmsKey, A::Error> {
+                #[derive(Deserialize)]
+                #[serde(deny_unknown_fields)]
+                struct Table {
+                    key: String,
+                    replica_regions: Vec<String>,
+                }
+
+                let table = Table::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(KmsKey {
+                    key: table.key,
+                    replica_regions: Some(table.replica_regions),
+                })
+            }
+        }
+
+        deserializer.deserialize_any(Either)
+    }
+}
+
 fn one() -> u32 {
     1
 }
 
-/// A text alone, or a list of texts.
-fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+/// A KMS key alone, or a list of them.
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<KmsKey>, D::Error> {
     struct Either;
 
     impl<'de> Visitor<'de> for Either {
-        type Value = Vec<String>;
+        type Value = Vec<KmsKey>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str("a KMS key, or a list of them")
         }
 
-        fn visit_str<E: Error>(self, key: &str) -> Result<Vec<String>, E> {
-            Ok(vec![key.to_owned()])
+        fn visit_str<E: Error>(self, key: &str) -> Result<Vec<KmsKey>, E> {
+            KmsKey::deserialize(StrDeserializer::new(key)).map(|key| vec![key])
         }
 
-        fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Vec<String>, A::Error> {
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Vec<KmsKey>, A::Error> {
+            KmsKey::deserialize(MapAccessDeserializer::new(map)).map(|key| vec![key])
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Vec<KmsKey>, A::Error> {
             Vec::deserialize(SeqAccessDeserializer::new(list))
         }
     }

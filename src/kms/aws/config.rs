@@ -1,5 +1,6 @@
 //! How AWS KMS is reached: where, and how long a call may take.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,9 +14,12 @@ use serde::Deserialize;
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// A URL that takes the place of AWS's own endpoints, for the keys of every Region: a VPC
-    /// endpoint or an emulator. `https://…`, or `http://…` on this machine's loopback.
+    /// A URL that takes the place of AWS's own endpoints, for the keys of every Region that
+    /// `endpoints` does not name: a VPC endpoint or an emulator. `https://…`, or `http://…` on this
+    /// machine's loopback.
     pub endpoint: Option<String>,
+    /// Likewise for the keys of one Region, by its name: a VPC endpoint has but one.
+    pub endpoints: BTreeMap<String, String>,
     /// Longest time for one attempt, connection included and the loading of our own credentials
     /// not: above 0, at most 10 s.
     pub attempt_timeout: SignedDuration,
@@ -31,6 +35,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             endpoint: None,
+            endpoints: BTreeMap::new(),
             // KMS answers in 50 to 300 ms, seldom in more.
             attempt_timeout: SignedDuration::from_millis(750),
             // Three attempts fit in; or, once an hour, a token exchange with STS or a slow metadata
@@ -56,13 +61,23 @@ impl Config {
                 why: "1 to 100000",
             });
         }
-        match &self.endpoint {
-            Some(endpoint) if !is_confidential(endpoint) => Err(Misconfigured {
-                field: "endpoint",
-                why: "https://<host>, or http://<host> on the loopback of this machine",
-            }),
-            Some(_) | None => Ok(()),
+        let all = self.endpoint.iter().map(|endpoint| ("endpoint", endpoint));
+        let own = self.endpoints.values();
+        for (field, endpoint) in all.chain(own.map(|endpoint| ("endpoints", endpoint))) {
+            if !is_confidential(endpoint) {
+                return Err(Misconfigured {
+                    field,
+                    why: "https://<host>, or http://<host> on the loopback of this machine",
+                });
+            }
         }
+        Ok(())
+    }
+
+    /// The URL that takes the place of AWS's own endpoint in `region`.
+    pub(super) fn endpoint_in(&self, region: &str) -> Option<&str> {
+        let own = self.endpoints.get(region);
+        own.or(self.endpoint.as_ref()).map(String::as_str)
     }
 
     /// The longest times for an attempt and for a whole call.

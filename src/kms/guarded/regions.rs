@@ -1,5 +1,5 @@
-//! What is known of the Regions and keys that were called: a budget of retries for each Region, a
-//! gate for each account in it, a breaker for each key.
+//! What is known of the Regions and keys that were called: health and a budget of retries for each
+//! Region, a gate for each account in it, a breaker for each key.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,6 +15,8 @@ use crate::kms::guarded::breaker::Change;
 use crate::kms::guarded::breaker::Pass;
 use crate::kms::guarded::breaker::Verdict;
 use crate::kms::guarded::gate::Gate;
+use crate::kms::guarded::health::Failover;
+use crate::kms::guarded::health::Health;
 use crate::kms::guarded::retries::Budget;
 use crate::metrics::Circuit;
 use crate::metrics::KmsOperation;
@@ -43,6 +45,8 @@ struct Known {
 struct Region {
     name: String,
     budget: Mutex<Budget>,
+    /// As the keys tell that other Regions have too.
+    health: Mutex<Health>,
     tally: Arc<KmsTally>,
 }
 
@@ -96,13 +100,14 @@ impl Regions {
             Arc::new(Region {
                 name: name.to_owned(),
                 budget: Mutex::default(),
+                health: Mutex::default(),
                 tally: self.metrics.kms(name),
             })
         });
         let place = (name.to_owned(), key.account().to_owned());
         let account = accounts.entry(place).or_insert_with(|| {
             let limit = match key {
-                KeyRef::Aws(_) => Some(self.limit),
+                KeyRef::Aws(_) | KeyRef::MultiRegion(_) => Some(self.limit),
                 // Nobody counts them.
                 KeyRef::Local(_) => None,
             };
@@ -117,6 +122,25 @@ impl Regions {
         });
         keys.insert(key.clone(), Arc::clone(&guard));
         guard
+    }
+
+    /// The guards of `key` in its Regions, in the order in which a call shall ask them: first the
+    /// preferred one of those that are well, or that it is time to try again.
+    pub(super) fn route<'k>(&self, key: &'k KeyRef, now: Instant) -> Vec<(&'k KeyRef, Arc<Guard>)> {
+        let guarded = |replica| (replica, self.guard(replica, now));
+        let mut route: Vec<_> = key.in_regions().iter().map(guarded).collect();
+        if route.len() == 1 {
+            return route;
+        }
+        let first = route
+            .iter()
+            .position(|(_, guard)| lock(&guard.region.health).comes_first(now));
+        if let Some(first) = first {
+            let first = route.remove(first);
+            route.sort_by_key(|(_, guard)| !lock(&guard.region.health).is_well());
+            route.insert(0, first);
+        }
+        route
     }
 
     /// Forgets the keys that nobody has asked for during the last minute, and the Regions and
@@ -172,6 +196,43 @@ async fn attend(gate: Arc<Gate>) {
 }
 
 impl Guard {
+    /// Takes note of the end of a call that might have been made in another Region.
+    pub(super) fn diagnose<T>(&self, answer: &Result<T, Error>, now: Instant) {
+        let change = {
+            let mut health = lock(&self.region.health);
+            match answer.as_ref().err().map_or(KmsOutcome::Done, outcome) {
+                KmsOutcome::Done | KmsOutcome::Refused => health.succeeded(now),
+                KmsOutcome::Unavailable => health.failed(now),
+                KmsOutcome::Abandoned
+                | KmsOutcome::Credentials
+                | KmsOutcome::Invalid
+                | KmsOutcome::Throttled => None,
+            }
+        };
+        let region = self.region.name.as_str();
+        match change {
+            None => {}
+            Some(Failover::Begins) => tracing::warn!(
+                region,
+                key = %self.key,
+                error = answer.as_ref().err().map(tracing::field::display),
+                "KMS fails in this Region: keys with replicas are called in their next Region, \
+                 until this one has been well for a while; look at the error, at the way to KMS in \
+                 this Region, and at its provider's health page"
+            ),
+            Some(Failover::Ends) => tracing::info!(
+                region,
+                key = %self.key,
+                "KMS is well in this Region: keys with replicas are called here again"
+            ),
+        }
+    }
+
+    /// Counts a call that goes on to another Region.
+    pub(super) fn failed_over(&self) {
+        self.region.tally.failed_over();
+    }
+
     /// The gate that requests for the key pass.
     pub(super) fn gate(&self) -> &Arc<Gate> {
         &self.account.gate

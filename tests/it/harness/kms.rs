@@ -149,7 +149,7 @@ impl FakeKms {
         EncryptedDataKey {
             provider_id: key.provider_id().to_owned(),
             provider_info: match key {
-                KeyRef::Aws(arn) => arn.to_string(),
+                KeyRef::Aws(_) | KeyRef::MultiRegion(_) => key.to_string(),
                 KeyRef::Local(id) => format!("fake/{id}/1"),
             },
             ciphertext: [nonce.as_slice(), &sealed, &tag.0].concat(),
