@@ -265,7 +265,7 @@ async fn retries_stay_within_their_budget_when_everything_fails() {
     assert!(ratios[0] > 1.0 && ratios[1] > 1.0, "{ratios:?}");
     assert!(ratios[2] < 0.1, "a breaker is open: {ratios:?}");
     let worst = ratios.into_iter().fold(0.0, f64::max);
-    figures::record("upstream", [("retry_requests_per_call", worst)]);
+    figures::record("upstream", [("requests_per_call", worst)]);
 }
 
 /// Has so many `calls` of so many `keys` fail, 2,000 a second.
