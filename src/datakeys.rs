@@ -243,6 +243,7 @@ impl DataKeys {
             Scope::Key(key) => origin.key().name() == key,
         };
         let mut origins = Vec::new();
+        self.upstream.unusable.clear();
         for share in &shares {
             share.refusals.clear();
             origins.extend(share.cut_off(Retirement::Purge, meant));

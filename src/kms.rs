@@ -9,6 +9,7 @@ mod demand;
 mod guarded;
 mod key;
 pub mod local;
+mod statement;
 
 pub use backends::Backends;
 pub use backends::Config;
@@ -20,6 +21,7 @@ pub use key::KeyRef;
 pub use key::MalformedRef;
 pub use key::Replicas;
 pub use key::UnfitReplicas;
+pub use statement::Statement;
 
 use std::time::Duration;
 
@@ -29,6 +31,7 @@ use tokio::time::Instant;
 use crate::crypto::Secret;
 use crate::message::EncryptedDataKey;
 use crate::message::EncryptionContext;
+use crate::metrics::KmsOperation;
 
 /// The length of a data key, in bytes.
 pub const DATA_KEY: usize = 32;
@@ -69,6 +72,18 @@ pub trait Kms: Send + Sync + 'static {
     /// # Errors
     /// What a use of the key would meet, as far as the service tells.
     async fn describe_key(&self, key: &KeyRef) -> Result<(), Error>;
+
+    /// Asks whether `operation` with `key` would be done for `context`, without doing it.
+    ///
+    /// # Errors
+    /// What the operation would meet, as far as the service tells.
+    async fn dry_run(
+        &self,
+        operation: KmsOperation,
+        key: &KeyRef,
+        context: &EncryptionContext,
+        demand: &Demand,
+    ) -> Result<(), Error>;
 
     /// Since when calls for `key` have waited for nothing but the service; waits while they do
     /// wait for something else, the loading of our own credentials say. None if they never did.

@@ -16,6 +16,7 @@ use keybroker::kms::Kms;
 use keybroker::kms::Unwrapped;
 use keybroker::message::EncryptedDataKey;
 use keybroker::message::EncryptionContext;
+use keybroker::metrics::KmsOperation;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 
@@ -107,6 +108,16 @@ impl Kms for FakeKms {
     }
 
     async fn describe_key(&self, _key: &KeyRef) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn dry_run(
+        &self,
+        _operation: KmsOperation,
+        _key: &KeyRef,
+        _context: &EncryptionContext,
+        _demand: &Demand,
+    ) -> Result<(), Error> {
         Ok(())
     }
 }

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::clock::Instant;
-use crate::message::EncryptedDataKey;
 use crate::name::KeyId;
+use crate::policy::Direction;
 use crate::sync::Mutex;
 use crate::sync::lock;
 
@@ -14,47 +14,34 @@ use crate::sync::lock;
 #[derive(Default)]
 pub(super) struct Probes(Mutex<HashMap<KeyId, Probe>>);
 
+#[derive(Default)]
 struct Probe {
-    asked: Instant,
-    wrapped: Option<EncryptedDataKey>,
+    /// When it was last asked whether the key opens.
+    open: Option<Instant>,
+    /// When it was last asked whether it seals.
+    seal: Option<Instant>,
 }
 
 impl Probes {
-    /// Whether `key` may be probed at `now`, which then counts as done: once a second.
-    pub(super) fn begin(&self, key: &KeyId, now: Instant) -> bool {
+    /// Whether `key` may be probed in `direction` at `now`, which then counts as done: once a second.
+    pub(super) fn begin(&self, key: &KeyId, direction: Direction, now: Instant) -> bool {
         let mut probes = lock(&self.0);
-        match probes.get_mut(key) {
-            Some(probe) if now.since(probe.asked) < PAUSE => false,
-            Some(probe) => {
-                probe.asked = now;
-                true
-            }
-            None => {
-                let probe = Probe {
-                    asked: now,
-                    wrapped: None,
-                };
-                probes.insert(key.clone(), probe);
-                true
-            }
+        let probe = probes.entry(key.clone()).or_default();
+        let asked = match direction {
+            Direction::Open => &mut probe.open,
+            Direction::Seal => &mut probe.seal,
+        };
+        let due = asked.is_none_or(|asked| now.since(asked) >= PAUSE);
+        if due {
+            *asked = Some(now);
         }
-    }
-
-    /// Keeps what an earlier probe had KMS wrap, for a probe of the other direction.
-    pub(super) fn keep(&self, key: &KeyId, wrapped: EncryptedDataKey) {
-        if let Some(probe) = lock(&self.0).get_mut(key) {
-            probe.wrapped = Some(wrapped);
-        }
-    }
-
-    /// What [`Probes::keep`] kept.
-    pub(super) fn kept(&self, key: &KeyId) -> Option<EncryptedDataKey> {
-        lock(&self.0).get(key)?.wrapped.clone()
+        due
     }
 
     /// Forgets keys that have had no probe for long.
     pub(super) fn sweep(&self, now: Instant) {
-        lock(&self.0).retain(|_, probe| now.since(probe.asked) < LONGEST);
+        let recent = |asked: Option<Instant>| asked.is_some_and(|at| now.since(at) < LONGEST);
+        lock(&self.0).retain(|_, probe| recent(probe.open) || recent(probe.seal));
     }
 }
 

@@ -19,6 +19,7 @@ use crate::datakeys::key::SealingKey;
 use crate::datakeys::origin::Origin;
 use crate::datakeys::probe::Probes;
 use crate::datakeys::refusal::Refusals;
+use crate::datakeys::refusal::Subject;
 use crate::datakeys::slot::Entry;
 use crate::datakeys::slot::Look;
 use crate::datakeys::slot::Slot;
@@ -47,7 +48,7 @@ pub(super) struct Share {
     origins: Mutex<HashMap<(KeyId, u64, usize), Line>>,
     pub(super) sealing_flights: Flights<Arc<SealingKey>>,
     pub(super) opening_flights: Flights<Arc<OpeningKey>>,
-    pub(super) refusals: Refusals,
+    pub(super) refusals: Refusals<Subject>,
     pub(super) probes: Probes,
     pub(super) tally: Arc<TenantTally>,
     /// Calls that wait for KMS.

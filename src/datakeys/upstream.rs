@@ -18,6 +18,7 @@ use crate::datakeys::key::SealingKey;
 use crate::datakeys::origin::Material;
 use crate::datakeys::origin::Origin;
 use crate::datakeys::refresh::Queue;
+use crate::datakeys::refusal::Refusals;
 use crate::datakeys::share::Share;
 use crate::datakeys::shares::Shares;
 use crate::datakeys::slot::Entry;
@@ -54,6 +55,8 @@ pub(super) struct Upstream {
     calls: AtomicU64,
     successors: Queue<Successor>,
     pub(super) waiters: Waiters,
+    /// KMS keys that are disabled, pending deletion or not there, whoever asks.
+    pub(super) unusable: Refusals<KeyRef>,
     /// KMS keys that did not answer, and when they last did not.
     outages: Mutex<HashMap<KeyRef, Instant>>,
 }
@@ -96,6 +99,7 @@ impl Upstream {
             calls: AtomicU64::new(0),
             successors: Queue::new(refreshes),
             waiters: Waiters::new(waiters),
+            unusable: Refusals::default(),
             outages: Mutex::default(),
         }
     }
@@ -110,7 +114,7 @@ impl Upstream {
         self: &Arc<Self>,
         question: Question,
     ) -> Result<(Arc<SealingKey>, Source), Error> {
-        self.refused(&question)?;
+        self.admit(&question).await?;
         let share = Arc::clone(&question.share);
         let id = question.id;
         let demand = question.demand.clone();
@@ -125,7 +129,7 @@ impl Upstream {
         question: Question,
         wrapped: EncryptedDataKey,
     ) -> Result<(Arc<OpeningKey>, Source), Error> {
-        self.refused(&question)?;
+        self.admit(&question).await?;
         let share = Arc::clone(&question.share);
         let id = question.id;
         let demand = question.demand.clone();
@@ -139,7 +143,7 @@ impl Upstream {
         self: &Arc<Self>,
         question: &Question,
     ) -> Result<(SealingKey, Option<String>), Error> {
-        self.refused(question)?;
+        self.admit(question).await?;
         let (sealing, wrapped, request_id) = self.generate(question).await?;
         self.put_opener(question, &sealing, &wrapped);
         self.shares.make_room();
@@ -173,6 +177,7 @@ impl Upstream {
 
     /// Notes which KMS keys do not answer, for metrics and health.
     pub(super) fn sweep(&self, now: Instant) {
+        self.unusable.sweep(now);
         let mut outages = lock(&self.outages);
         outages.retain(|_, since| now.since(*since) < OUTAGE);
         self.metrics.degraded(Dependency::Kms, !outages.is_empty());
@@ -315,6 +320,16 @@ impl Upstream {
         kms.decrypt(key, wrapped, context, &question.demand).await
     }
 
+    /// Whether KMS would do what `question` asks for.
+    pub(super) async fn rehearse(&self, question: &Question) -> Result<(), kms::Error> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        let kms_key = question.origin.kms_key();
+        let (operation, context) = (question.operation(), &question.context);
+        let kms = &self.kms;
+        kms.dry_run(operation, kms_key, context, &question.demand)
+            .await
+    }
+
     fn answered<T>(
         self: &Arc<Self>,
         question: &Question,
@@ -324,6 +339,7 @@ impl Upstream {
         match &answer {
             Ok(_) => {
                 lock(&self.outages).remove(kms_key);
+                self.allowed(question);
             }
             Err(error) if error.is_refusal() => self.learn(question, error),
             // It was not asked.

@@ -29,8 +29,11 @@ use aws_sdk_kms::config::StalledStreamProtectionConfig;
 use aws_sdk_kms::config::interceptors::BeforeDeserializationInterceptorContextMut;
 use aws_sdk_kms::config::retry::RetryConfig;
 use aws_sdk_kms::error::BoxError;
+use aws_sdk_kms::error::ProvideErrorMetadata;
+use aws_sdk_kms::error::SdkError;
 use aws_sdk_kms::operation::RequestId;
 use aws_sdk_kms::primitives::Blob;
+use aws_sdk_kms::types::DryRunModifierType;
 use aws_sdk_kms::types::KeyMetadata;
 use aws_sdk_kms::types::KeySpec;
 use aws_sdk_kms::types::KeyState;
@@ -57,6 +60,7 @@ use crate::kms::aws::credentials::Watched;
 use crate::kms::aws::failure::failure;
 use crate::message::EncryptedDataKey;
 use crate::message::EncryptionContext;
+use crate::metrics::KmsOperation;
 
 /// AWS KMS in all Regions.
 ///
@@ -232,6 +236,38 @@ impl Kms for Aws {
         usable(key)
     }
 
+    async fn dry_run(
+        &self,
+        operation: KmsOperation,
+        key: &KeyRef,
+        context: &EncryptionContext,
+        _: &Demand,
+    ) -> Result<(), Error> {
+        let arn = arn(key)?;
+        let client = self.client(arn);
+        match operation {
+            KmsOperation::Decrypt => {
+                let call = client
+                    .decrypt()
+                    .key_id(arn.as_str())
+                    .set_encryption_context(pairs(context))
+                    .dry_run(true)
+                    .dry_run_modifiers(DryRunModifierType::IgnoreCiphertext);
+                rehearsed(call.send().await, context)
+            }
+            KmsOperation::DescribeKey => self.describe_key(key).await,
+            KmsOperation::GenerateDataKey => {
+                let call = client
+                    .generate_data_key()
+                    .key_id(arn.as_str())
+                    .number_of_bytes(i32::try_from(DATA_KEY).expect("a few dozen bytes"))
+                    .set_encryption_context(pairs(context))
+                    .dry_run(true);
+                rehearsed(call.send().await, context)
+            }
+        }
+    }
+
     /// All calls need our credentials, which are loaded by the first that finds them missing or
     /// about to expire.
     async fn ready_since(&self, _: &KeyRef) -> Option<Instant> {
@@ -262,6 +298,19 @@ fn same_key(asked: &Arn, answered: Option<&str>) -> Result<Arn, Error> {
         .and_then(|text| text.parse().ok())
         .filter(|arn| asked.is_replica_of(arn))
         .ok_or_else(|| Error::Invalid("an answer for another key".to_owned()))
+}
+
+/// What a dry run says: KMS has an error of its own for a call that would have been done.
+fn rehearsed<T, E>(answer: Result<T, SdkError<E>>, context: &EncryptionContext) -> Result<(), Error>
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    match answer {
+        Err(error) if error.code() == Some(WOULD_BE_DONE) => Ok(()),
+        Err(error) => Err(failure(error, context)),
+        // An emulator that knows no dry runs has done it.
+        Ok(_) => Ok(()),
+    }
 }
 
 fn request_id(answer: &impl RequestId) -> Option<String> {
@@ -305,5 +354,6 @@ impl Intercept for Bounded {
 
 /// Longest wrapped key that KMS makes, in bytes.
 const MAX_WRAPPED: usize = 6144;
+const WOULD_BE_DONE: &str = "DryRunOperationException";
 /// Longest answer, in bytes: a wrapped key in base64 and a description of a key fit in many times.
 const MAX_ANSWER: usize = 64 * 1024;

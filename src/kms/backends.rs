@@ -20,6 +20,7 @@ use crate::kms::aws::Aws;
 use crate::kms::local::Keyring;
 use crate::message::EncryptedDataKey;
 use crate::message::EncryptionContext;
+use crate::metrics::KmsOperation;
 
 /// The `kms` part of the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -102,6 +103,17 @@ impl Kms for Backends {
 
     async fn describe_key(&self, key: &KeyRef) -> Result<(), Error> {
         self.of(key)?.describe_key(key).await
+    }
+
+    async fn dry_run(
+        &self,
+        operation: KmsOperation,
+        key: &KeyRef,
+        context: &EncryptionContext,
+        demand: &Demand,
+    ) -> Result<(), Error> {
+        let kms = self.of(key)?;
+        kms.dry_run(operation, key, context, demand).await
     }
 
     async fn ready_since(&self, key: &KeyRef) -> Option<Instant> {

@@ -317,6 +317,17 @@ impl Kms for Guarded {
         self.call(key, KmsOperation::DescribeKey, None, ask).await
     }
 
+    async fn dry_run(
+        &self,
+        operation: KmsOperation,
+        key: &KeyRef,
+        context: &EncryptionContext,
+        demand: &Demand,
+    ) -> Result<(), Error> {
+        let ask = |key| self.kms.dry_run(operation, key, context, demand);
+        self.call(key, operation, Some(demand), ask).await
+    }
+
     async fn ready_since(&self, key: &KeyRef) -> Option<Instant> {
         self.kms.ready_since(key).await
     }

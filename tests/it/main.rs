@@ -26,6 +26,7 @@ mod cli;
 mod contexts;
 mod deadlines;
 mod demand;
+mod denials;
 mod embedded;
 mod errors;
 mod examples;

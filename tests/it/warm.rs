@@ -26,6 +26,7 @@ use keybroker::kms::KeyRef;
 use keybroker::kms::Kms;
 use keybroker::message::EncryptedDataKey;
 use keybroker::message::EncryptionContext;
+use keybroker::metrics::KmsOperation;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -495,6 +496,16 @@ impl Kms for Recorder {
 
     async fn describe_key(&self, key: &KeyRef) -> Result<(), kms::Error> {
         self.kms.describe_key(key).await
+    }
+
+    async fn dry_run(
+        &self,
+        operation: KmsOperation,
+        key: &KeyRef,
+        context: &EncryptionContext,
+        demand: &Demand,
+    ) -> Result<(), kms::Error> {
+        self.kms.dry_run(operation, key, context, demand).await
     }
 }
 

@@ -25,6 +25,7 @@ use keybroker::kms::Unwrapped;
 use keybroker::message::EncryptedDataKey;
 use keybroker::message::EncryptionContext;
 use keybroker::message::Message;
+use keybroker::metrics::KmsOperation;
 use keybroker::name::KeyName;
 use keybroker::policy::Action;
 use keybroker::policy::Permit;
@@ -575,6 +576,16 @@ impl kms::Kms for Ledger {
 
     async fn describe_key(&self, _: &KeyRef) -> Result<(), kms::Error> {
         Ok(())
+    }
+
+    async fn dry_run(
+        &self,
+        _: KmsOperation,
+        key: &KeyRef,
+        context: &EncryptionContext,
+        _: &Demand,
+    ) -> Result<(), kms::Error> {
+        self.call(Call::new(key, context, None)).await.map(drop)
     }
 }
 

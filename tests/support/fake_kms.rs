@@ -1,7 +1,7 @@
 //! A fake AWS KMS: its wire protocol over HTTP, its rules, and faults on demand.
 //!
 //! The real SDK talks to it, so that timeouts, retries and the decoding of errors are the SDK's.
-//! It checks of signatures the date alone, and knows no grants or dry runs.
+//! It checks of signatures the date alone, and knows no grants.
 //!
 //! ```ignore
 //! let fake = FakeKms::start().await;

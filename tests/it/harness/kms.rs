@@ -21,6 +21,7 @@ use keybroker::kms::Kms;
 use keybroker::kms::Unwrapped;
 use keybroker::message::EncryptedDataKey;
 use keybroker::message::EncryptionContext;
+use keybroker::metrics::KmsOperation;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 use tokio::sync::watch;
@@ -34,6 +35,7 @@ pub struct FakeKms {
     mood: Mutex<Mood>,
     generated: AtomicUsize,
     opened: AtomicUsize,
+    rehearsed: AtomicUsize,
     arrived: watch::Sender<usize>,
     gate: Arc<Semaphore>,
 }
@@ -76,6 +78,7 @@ impl FakeKms {
             mood: Mutex::new(Mood::Good),
             generated: AtomicUsize::new(0),
             opened: AtomicUsize::new(0),
+            rehearsed: AtomicUsize::new(0),
             arrived: watch::Sender::new(0),
             gate: Arc::new(Semaphore::new(GATE)),
         }
@@ -94,6 +97,11 @@ impl FakeKms {
     /// Calls to unwrap one.
     pub fn decrypt_calls(&self) -> usize {
         self.opened.load(Ordering::SeqCst)
+    }
+
+    /// Dry runs.
+    pub fn dry_runs(&self) -> usize {
+        self.rehearsed.load(Ordering::SeqCst)
     }
 
     /// Waits until so many calls have arrived, held ones included.
@@ -238,6 +246,17 @@ impl Kms for FakeKms {
 
     async fn describe_key(&self, _: &KeyRef) -> Result<(), Error> {
         Ok(())
+    }
+
+    async fn dry_run(
+        &self,
+        operation: KmsOperation,
+        key: &KeyRef,
+        context: &EncryptionContext,
+        _: &Demand,
+    ) -> Result<(), Error> {
+        self.rehearsed.fetch_add(1, Ordering::SeqCst);
+        self.arrive(operation.label(), key, context).await
     }
 }
 

@@ -34,6 +34,7 @@ use keybroker::kms::Kms;
 use keybroker::kms::Unwrapped;
 use keybroker::message::EncryptedDataKey;
 use keybroker::message::EncryptionContext;
+use keybroker::metrics::KmsOperation;
 use keybroker::metrics::Metrics;
 use keybroker::policy::Policy;
 use keybroker::quota;
@@ -130,6 +131,16 @@ impl Kms for Unreachable {
     }
 
     async fn describe_key(&self, _: &KeyRef) -> Result<(), kms::Error> {
+        unreachable!()
+    }
+
+    async fn dry_run(
+        &self,
+        _: KmsOperation,
+        _: &KeyRef,
+        _: &EncryptionContext,
+        _: &Demand,
+    ) -> Result<(), kms::Error> {
         unreachable!()
     }
 }

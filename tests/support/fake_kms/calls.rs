@@ -18,6 +18,8 @@ pub struct Call {
     pub caller: String,
     pub region: String,
     pub context: BTreeMap<String, String>,
+    /// Whether nothing was to be done.
+    pub dry: bool,
     /// When it arrived, on the fake's clock, after the fake's start.
     pub at: Duration,
     /// None while it lasts.

@@ -61,6 +61,7 @@ async fn reply(request: &Request, head: &HeaderMap, shared: &Shared, station: &S
         key: key.clone().or_else(named),
         caller: request.caller.clone(),
         region: request.region.clone(),
+        dry: request.is_dry(),
         context: request::context(request).unwrap_or_default(),
         at: shared.clock.now().since(shared.began),
         outcome: None,

@@ -20,6 +20,13 @@ pub struct Request {
     pub body: Value,
 }
 
+impl Request {
+    /// Whether nothing is to be done.
+    pub fn is_dry(&self) -> bool {
+        self.body["DryRun"] == true
+    }
+}
+
 /// An error of the service: code and message.
 #[derive(Debug)]
 pub struct Refusal {

@@ -82,6 +82,7 @@ impl Service {
         };
         let context = context(request)?;
         let id = self.keys.usable(request)?;
+        done_dry(request)?;
         let key = random(length);
         let (blob, material) = self.seal(request, &id, context, &key);
         let mut answer = json!({
@@ -99,6 +100,7 @@ impl Service {
         let plaintext = blob(request, "Plaintext", 4096)?;
         let context = context(request)?;
         let id = self.keys.usable(request)?;
+        done_dry(request)?;
         let (blob, _) = self.seal(request, &id, context, &plaintext);
         Ok(json!({
             "CiphertextBlob": BASE64_STANDARD.encode(blob),
@@ -108,6 +110,11 @@ impl Service {
     }
 
     fn decrypt(&self, request: &Request) -> Answer {
+        if ignores_ciphertext(request) {
+            self.keys.usable(request)?;
+            done_dry(request)?;
+            return invalid("IGNORE_CIPHERTEXT is for dry runs");
+        }
         let wrapped = blob(request, "CiphertextBlob", 6144)?;
         let context = context(request)?;
         let named = match request.body["KeyId"] {
@@ -129,6 +136,7 @@ impl Service {
         if context != sealed.context {
             return refuse("InvalidCiphertextException", "");
         }
+        done_dry(request)?;
         Ok(json!({
             "Plaintext": BASE64_STANDARD.encode(&sealed.plaintext),
             "KeyId": arn(&request.region, &id),
@@ -184,6 +192,22 @@ fn generate_random(request: &Request) -> Answer {
         })),
         _ => invalid("NumberOfBytes is not 1 to 1024"),
     }
+}
+
+/// The end of a dry run, which is an error where all is well.
+fn done_dry(request: &Request) -> Result<(), Refusal> {
+    match request.is_dry() {
+        true => refuse(
+            "DryRunOperationException",
+            "The request would have succeeded, but the DryRun option is set.",
+        ),
+        false => Ok(()),
+    }
+}
+
+fn ignores_ciphertext(request: &Request) -> bool {
+    let modifiers = request.body["DryRunModifiers"].as_array();
+    modifiers.is_some_and(|all| all.iter().any(|one| one == "IGNORE_CIPHERTEXT"))
 }
 
 fn blob(request: &Request, field: &str, limit: usize) -> Result<Vec<u8>, Refusal> {
