@@ -146,7 +146,7 @@ fn workers() -> usize {
 
 async fn run(command: Command) -> Result<(), Failure> {
     match command {
-        Command::CheckConfig(args) => check::run(&args),
+        Command::CheckConfig(args) => check::run(&args).await,
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
         Command::Decrypt(args) => crypt::decrypt(args).await,
         Command::Dev(args) => dev::run(&args).await,

@@ -182,8 +182,7 @@ impl Upstream {
 /// Says who has to add which statement where.
 fn tell(question: &Question, refusal: &kms::Error) {
     let (key, kms_key) = (question.origin.key(), question.origin.kms_key());
-    let operations = [question.operation()];
-    let statement = Statement::new(kms_key, &operations);
+    let statement = Statement::new(kms_key, &[question.operation()]);
     match key.owner() {
         Owner::Operator => tracing::error!(
             key = %key.name(),

@@ -2,34 +2,37 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 use crate::kms::KeyRef;
 use crate::metrics::KmsOperation;
 
-/// A statement of an IAM policy, in JSON on one line, which allows operations on one key: it can be
-/// pasted as it is.
-pub struct Statement<'a> {
-    key: &'a KeyRef,
-    operations: &'a [KmsOperation],
+/// A statement of an IAM policy that allows operations on one key. Its text is JSON on one line: it
+/// can be pasted as it is.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Statement {
+    effect: &'static str,
+    action: Vec<String>,
+    resource: String,
 }
 
-impl<'a> Statement<'a> {
+impl Statement {
     /// Allows `operations` on `key`.
-    pub fn new(key: &'a KeyRef, operations: &'a [KmsOperation]) -> Self {
-        Self { key, operations }
+    pub fn new(key: &KeyRef, operations: &[KmsOperation]) -> Self {
+        let actions = operations.iter();
+        Self {
+            effect: "Allow",
+            action: actions.map(|one| format!("kms:{}", one.label())).collect(),
+            resource: key.to_string(),
+        }
     }
 }
 
-impl fmt::Display for Statement<'_> {
+impl fmt::Display for Statement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let actions = self.operations.iter().map(|one| one.label());
-        let actions: Vec<String> = actions.map(|label| format!("\"kms:{label}\"")).collect();
-        // No name of a key has anything that JSON escapes.
-        write!(
-            f,
-            r#"{{"Effect":"Allow","Action":[{}],"Resource":"{}"}}"#,
-            actions.join(","),
-            self.key
-        )
+        let json = serde_json::to_string(self).map_err(|_| fmt::Error)?;
+        f.write_str(&json)
     }
 }
 
@@ -42,13 +45,11 @@ mod tests {
         let key = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd";
         let key: KeyRef = key.parse().expect("an ARN");
         let operations = [KmsOperation::Decrypt, KmsOperation::DescribeKey];
-        let statement = Statement::new(&key, &operations).to_string();
-        let expected = serde_json::json!({
-            "Effect": "Allow",
-            "Action": ["kms:Decrypt", "kms:DescribeKey"],
-            "Resource": key.to_string(),
-        });
-        let parsed: serde_json::Value = serde_json::from_str(&statement).expect("JSON");
-        assert_eq!(parsed, expected);
+        assert_eq!(
+            Statement::new(&key, &operations).to_string(),
+            format!(
+                r#"{{"Effect":"Allow","Action":["kms:Decrypt","kms:DescribeKey"],"Resource":"{key}"}}"#
+            )
+        );
     }
 }

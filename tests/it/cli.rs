@@ -3,6 +3,7 @@
 mod admin;
 mod bad_input;
 mod canaries;
+mod checking;
 mod dev;
 mod flood;
 mod house;
