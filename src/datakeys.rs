@@ -15,6 +15,7 @@
 //! | `slot`, `share`, `shares` | an entry, a tenant's entries, all tenants |
 //! | `flight`, `upstream`, `refresh` | one KMS call for all who wait; successors ahead of time |
 //! | `refusal`, `probe`, `learn` | what KMS refused, and whom that concerns |
+//! | `outage` | which KMS keys do not answer |
 //! | `waiters` | who waits for KMS, and until when |
 //! | `stream` | a data key in use for as long as a stream goes on |
 //! | `warm` | what a restart begins with |
@@ -27,6 +28,7 @@ mod key;
 mod learn;
 mod lookup;
 mod origin;
+mod outage;
 mod probe;
 mod refresh;
 mod refusal;
@@ -38,6 +40,7 @@ mod upstream;
 mod waiters;
 pub mod warm;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 pub use config::Config;
@@ -292,6 +295,16 @@ impl DataKeys {
         let upstream = Arc::clone(&self.upstream);
         let backlog = warm::remember(&upstream, recent);
         warm::run(upstream, backlog, pace, directory)
+    }
+
+    /// Asks KMS about a key of every Region of the directory, and from then on, every few seconds,
+    /// about one of every Region where one does not answer: health knows of an outage, and of its
+    /// end, without callers.
+    pub fn watch(
+        &self,
+        directory: impl Fn() -> Arc<Directory> + Send + 'static,
+    ) -> impl Future<Output = Infallible> + Send + 'static {
+        outage::watch(Arc::clone(&self.upstream), directory)
     }
 
     /// How the cache has served so far.

@@ -171,6 +171,9 @@ impl Broking {
         let keeping = self.keeper.map(Keeper::start);
         // Ends after the server: a drain is worth seeing to its end.
         let mut aside = JoinSet::new();
+        let broker = Arc::clone(&self.broker);
+        let directory = move || Arc::clone(broker.policy().directory());
+        aside.spawn(self.broker.data_keys().watch(directory));
         if let Some(admin) = self.admin {
             aside.spawn(admin.run());
         }

@@ -1,6 +1,5 @@
 //! What the cache asks of KMS: data keys that callers wait for, and successors ahead of time.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::Weak;
 use std::time::Duration;
@@ -17,6 +16,7 @@ use crate::datakeys::key::OpeningKey;
 use crate::datakeys::key::SealingKey;
 use crate::datakeys::origin::Material;
 use crate::datakeys::origin::Origin;
+use crate::datakeys::outage::Outages;
 use crate::datakeys::refresh::Queue;
 use crate::datakeys::refusal::Refusals;
 use crate::datakeys::share::Share;
@@ -33,15 +33,12 @@ use crate::kms::Kms;
 use crate::message::EncryptedDataKey;
 use crate::message::EncryptionContext;
 use crate::message::Envelope;
-use crate::metrics::Dependency;
 use crate::metrics::Metrics;
 use crate::metrics::Refresh;
 use crate::metrics::Retirement;
 use crate::policy::Direction;
-use crate::sync::Mutex;
 use crate::sync::atomic::AtomicU64;
 use crate::sync::atomic::Ordering;
-use crate::sync::lock;
 use crate::sync::spawn;
 
 /// KMS, and the shares that its answers go to.
@@ -57,8 +54,7 @@ pub(super) struct Upstream {
     pub(super) waiters: Waiters,
     /// KMS keys that are disabled, pending deletion or not there, whoever asks.
     pub(super) unusable: Refusals<KeyRef>,
-    /// KMS keys that did not answer, and when they last did not.
-    outages: Mutex<HashMap<KeyRef, Instant>>,
+    pub(super) outages: Outages,
 }
 
 /// For what KMS is asked, and for whom: owned, because the answer is awaited in a task of its own.
@@ -91,6 +87,7 @@ impl Upstream {
         backlog: Option<Backlog>,
     ) -> Self {
         Self {
+            outages: Outages::new(metrics.clone()),
             shares,
             clock,
             metrics,
@@ -100,7 +97,6 @@ impl Upstream {
             successors: Queue::new(refreshes),
             waiters: Waiters::new(waiters),
             unusable: Refusals::default(),
-            outages: Mutex::default(),
         }
     }
 
@@ -175,12 +171,10 @@ impl Upstream {
         }
     }
 
-    /// Notes which KMS keys do not answer, for metrics and health.
+    /// Forgets what KMS said long ago, and tells metrics and health whether it answers.
     pub(super) fn sweep(&self, now: Instant) {
         self.unusable.sweep(now);
-        let mut outages = lock(&self.outages);
-        outages.retain(|_, since| now.since(*since) < OUTAGE);
-        self.metrics.degraded(Dependency::Kms, !outages.is_empty());
+        self.outages.sweep(now);
         self.metrics.waiters(self.waiters.count());
     }
 
@@ -330,6 +324,11 @@ impl Upstream {
             .await
     }
 
+    /// Whether `kms_key` can be used, as far as KMS tells without context.
+    pub(super) async fn describe(&self, kms_key: &KeyRef) -> Result<(), kms::Error> {
+        self.kms.describe_key(kms_key).await
+    }
+
     fn answered<T>(
         self: &Arc<Self>,
         question: &Question,
@@ -338,15 +337,13 @@ impl Upstream {
         let kms_key = question.origin.kms_key();
         match &answer {
             Ok(_) => {
-                lock(&self.outages).remove(kms_key);
+                self.outages.over(kms_key);
                 self.allowed(question);
             }
             Err(error) if error.is_refusal() => self.learn(question, error),
             // It was not asked.
             Err(kms::Error::Crowded { .. }) => {}
-            Err(_) => {
-                lock(&self.outages).insert(kms_key.clone(), self.clock.now());
-            }
+            Err(_) => self.outages.note(kms_key, self.clock.now()),
         }
         Ok(answer?)
     }
@@ -369,5 +366,3 @@ pub(super) fn chance() -> u8 {
 
 /// So long a call ahead of time waits for its turn: then it is tried again later.
 const AHEAD: Duration = Duration::from_secs(30);
-/// For so long after a failure a KMS key counts as out of reach, unless it answers.
-const OUTAGE: Duration = Duration::from_secs(60);

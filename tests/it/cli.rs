@@ -14,5 +14,6 @@ mod reloading;
 mod scan;
 mod serving;
 mod site;
+mod starts;
 mod usage;
 mod warming;

@@ -23,6 +23,7 @@ mod cache;
 mod checksums;
 mod ciphertexts;
 mod cli;
+mod coasting;
 mod contexts;
 mod deadlines;
 mod demand;
