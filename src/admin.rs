@@ -24,11 +24,12 @@ use hyper_util::rt::TokioTimer;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::grpc::Handle;
+use crate::grpc;
 use crate::grpc::listener;
 use crate::mem;
 use crate::metrics::Metrics;
@@ -48,7 +49,7 @@ pub struct View {
     /// What is degraded.
     pub metrics: Metrics,
     /// Whether the server is ready.
-    pub server: Handle,
+    pub server: grpc::Handle,
 }
 
 impl View {
@@ -58,6 +59,8 @@ impl View {
         let swapped = memory.swapped_bytes.unwrap_or_default();
         let outside = memory.outside.try_into().unwrap_or(u64::MAX);
         self.metrics.memory(memory.degraded, swapped, outside);
+        let tasks = Handle::current().metrics().num_alive_tasks();
+        self.metrics.tasks(tasks.try_into().unwrap_or(u64::MAX));
     }
 }
 

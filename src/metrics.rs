@@ -214,6 +214,11 @@ impl Metrics {
         values.secrets_unlocked.store(secrets_unlocked, Relaxed);
     }
 
+    /// Sets how many tasks there are.
+    pub fn tasks(&self, alive: u64) {
+        self.0.values.tasks.store(alive, Relaxed);
+    }
+
     /// What is degraded at present, for readiness: labels of dependencies, and `memory_lock`.
     pub fn reasons(&self) -> Vec<&'static str> {
         let values = &self.0.values;
@@ -352,6 +357,15 @@ fn register(meter: &Meter, values: &Arc<Values>) {
         .with_description("Secrets that lie in ordinary memory, for want of locked memory.")
         .with_callback(reading(values, |values, instrument| {
             instrument.observe(values.secrets_unlocked.load(Relaxed), &[]);
+        }))
+        .build();
+    meter
+        .u64_observable_gauge("keybroker_tasks")
+        .with_description(
+            "Tasks that are alive: what is under way, connections, and a few that last.",
+        )
+        .with_callback(reading(values, |values, instrument| {
+            instrument.observe(values.tasks.load(Relaxed), &[]);
         }))
         .build();
     meter

@@ -158,6 +158,7 @@ mod tests {
                 r#"keybroker_rate_limited_total{scope="principal"}"#,
                 r#"keybroker_rate_limited_total{scope="tenant"}"#,
                 "keybroker_secrets_unlocked",
+                "keybroker_tasks",
             ]
         );
         assert!(series.values().all(|value| *value == 0.0), "{series:?}");

@@ -30,6 +30,7 @@ pub(super) struct Values {
     pub(super) lock_degraded: AtomicU64,
     pub(super) swap_bytes: AtomicU64,
     pub(super) secrets_unlocked: AtomicU64,
+    pub(super) tasks: AtomicU64,
 }
 
 impl Values {

@@ -14,6 +14,7 @@ mod reloading;
 mod scan;
 mod serving;
 mod site;
+mod soak;
 mod starts;
 mod usage;
 mod warming;

@@ -3,7 +3,6 @@
 mod alone;
 mod caps;
 mod certificates;
-mod dice;
 mod ends;
 mod floods;
 mod frames;

@@ -9,7 +9,6 @@ use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use super::dice::Dice;
 use super::raw::ACK;
 use super::raw::DATA;
 use super::raw::ENCRYPT;
@@ -28,6 +27,7 @@ use crate::harness::framed;
 use crate::harness::reason;
 use crate::harness::rpcs::encrypt;
 use crate::harness::soon;
+use crate::support::dice::Dice;
 use crate::support::scale::scaled;
 
 /// Fewer than may be reset before they are looked at: more would cost the connection.

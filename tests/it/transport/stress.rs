@@ -15,13 +15,13 @@ use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
 use tokio::task::JoinSet;
 
-use super::dice::Dice;
 use crate::harness::Broker;
 use crate::harness::Client;
 use crate::harness::Connection;
 use crate::harness::WEB;
 use crate::harness::rpcs::decrypt;
 use crate::harness::rpcs::encrypt;
+use crate::support::dice::Dice;
 use crate::support::scale::scaled;
 
 const CONNECTIONS: u64 = 4;
