@@ -122,8 +122,8 @@ mod tests {
             .keys()
             .map(String::as_str)
             .partition(|name| name.contains(r#"region="_other""#));
-        // Three operations with seven outcomes; throttles, retries, the circuit; rate, queue, shed.
-        assert_eq!(regions.len(), 3 * 7 + 6, "{regions:?}");
+        // Three operations with seven outcomes; throttles, retries, failovers, the circuit; rate, queue, shed.
+        assert_eq!(regions.len(), 3 * 7 + 7, "{regions:?}");
         assert_eq!(
             names,
             [
