@@ -38,7 +38,6 @@ use arc_swap::ArcSwap;
 use crate::audit::Notes;
 use crate::crypto::Plaintext;
 use crate::crypto::random;
-use crate::datakeys;
 use crate::datakeys::DataKeys;
 use crate::datakeys::Patience;
 use crate::datakeys::Source;
@@ -201,30 +200,23 @@ impl Call<'_> {
     }
 
     /// Pays for a request of `bytes`, beside what the call itself costs.
-    ///
-    /// # Errors
-    /// [`Error::RateLimited`].
-    pub fn spend(&self, bytes: usize) -> Result<(), Error> {
-        self.spend_units(quota::of_bytes(bytes))
+    pub fn pay_for_bytes(&self, bytes: usize) {
+        self.pay(quota::of_bytes(bytes));
     }
 
-    fn spend_units(&self, units: u64) -> Result<(), Error> {
-        match units {
-            0 => Ok(()),
-            units => Ok(self.account.spend(units)?),
+    /// Pays for what a look-up had of KMS. Failures are free: most of them ask KMS nothing, and an
+    /// outage shall not take away what is cached.
+    fn pay_for_kms(&self, source: &Source) {
+        match source {
+            Source::Miss(_) => self.pay(quota::KMS),
+            Source::Coalesced | Source::Hit | Source::Stale => {}
         }
     }
 
-    /// Pays for what a look-up asked of KMS, whatever came of it.
-    fn pay(&self, looked_up: Result<&Source, &datakeys::Error>) {
-        match looked_up {
-            Ok(Source::Miss(_)) | Err(datakeys::Error::Kms(_)) => {
-                self.account.charge(quota::KMS);
-            }
-            Ok(Source::Coalesced | Source::Hit | Source::Stale)
-            | Err(
-                datakeys::Error::Bug(_) | datakeys::Error::Full | datakeys::Error::NoWrappedKey,
-            ) => {}
+    /// A call that was let in is not refused for what it costs.
+    fn pay(&self, units: u64) {
+        if units > 0 {
+            self.account.charge(units);
         }
     }
 

@@ -193,27 +193,32 @@ impl Account {
     /// # Errors
     /// [`Exceeded`], and nothing is spent.
     pub fn spend(&self, units: u64) -> Result<(), Exceeded> {
+        let spent = self.try_spend(units);
+        spent.inspect_err(|exceeded| self.metrics.rate_limited(exceeded.scope))
+    }
+
+    /// As [`Account::spend`], by one who waits and tries again, and is not counted as refused.
+    ///
+    /// # Errors
+    /// [`Exceeded`], and nothing is spent.
+    pub fn try_spend(&self, units: u64) -> Result<(), Exceeded> {
         let now = self.clock.now();
         // The tenant is asked first, so that a call that it refuses costs the principal nothing.
-        let spent = match self.tenant.bucket.owed(now) {
+        match self.tenant.bucket.owed(now) {
             Some(wait) => Err(self.tenant.exceeded(wait)),
             None => self
                 .principal
                 .take(units, now)
                 .and_then(|()| self.tenant.take(units, now)),
-        };
-        spent.inspect_err(|exceeded| self.metrics.rate_limited(exceeded.scope))
+        }
     }
 
-    /// Spends `units` whatever there is, for what is done already; the time until there is
-    /// something again, zero if there is.
-    pub fn charge(&self, units: u64) -> Duration {
+    /// Spends `units` whatever there is.
+    pub fn charge(&self, units: u64) {
         let now = self.clock.now();
-        let owed = [&self.tenant, &self.principal].map(|limit| {
+        for limit in [&self.tenant, &self.principal] {
             limit.bucket.charge(units, limit.rate, now);
-            limit.bucket.owed(now).unwrap_or_default()
-        });
-        owed.into_iter().max().unwrap_or_default()
+        }
     }
 }
 

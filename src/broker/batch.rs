@@ -132,7 +132,8 @@ impl Call<'_> {
             1..=MAX_ITEMS => {
                 self.note_items(Tally::new(items));
                 // The call has paid for one.
-                self.spend_units(u64::try_from(items - 1).unwrap_or(u64::MAX))
+                self.pay(u64::try_from(items - 1).unwrap_or(u64::MAX));
+                Ok(())
             }
             _ => Err(invalid("items", format!("there are more than {MAX_ITEMS}"))),
         }
@@ -177,7 +178,9 @@ impl Call<'_> {
             let reserved = data_keys
                 .sealing_several(&group.permit, sizes, &self.patience)
                 .await;
-            self.pay(reserved.as_ref().map(|reserved| &reserved.source));
+            if let Ok(reserved) = &reserved {
+                self.pay_for_kms(&reserved.source);
+            }
             let mut reserved = match reserved {
                 Ok(reserved) => reserved,
                 Err(error) => {
@@ -286,7 +289,9 @@ impl Call<'_> {
         let opener = data_keys
             .opening_several(&group.permit, first, count, &self.patience)
             .await;
-        self.pay(opener.as_ref().map(|opener| &opener.source));
+        if let Ok(opener) = &opener {
+            self.pay_for_kms(&opener.source);
+        }
         let opener = match opener {
             Ok(opener) => opener,
             Err(error) => {

@@ -56,7 +56,9 @@ impl Call<'_> {
         self.note_permit(&permit);
         let data_keys = &self.broker.data_keys;
         let opener = data_keys.opening(&permit, message, &self.patience).await;
-        self.pay(opener.as_ref().map(|opener| &opener.source));
+        if let Ok(opener) = &opener {
+            self.pay_for_kms(&opener.source);
+        }
         let opener = opener.map_err(|error| Error::of_data_key(error, permit.key().owner()))?;
         self.note_data_key(&opener.source, opener.version());
         Ok((permit, opener))

@@ -48,7 +48,9 @@ impl Call<'_> {
             Some(length) => data_keys.sealing(permit, length, &self.patience).await,
             None => data_keys.sealing_alone(permit, &self.patience).await,
         };
-        self.pay(reserved.as_ref().map(|reserved| &reserved.source));
+        if let Ok(reserved) = &reserved {
+            self.pay_for_kms(&reserved.source);
+        }
         let reserved = reserved.map_err(|error| Error::of_data_key(error, permit.key().owner()))?;
         self.note_data_key(&reserved.source, reserved.version());
         Ok(reserved)

@@ -60,10 +60,8 @@ impl Service {
         }
         let notes = passage.notes.clone();
         let call = self.0.call(&passage.visitor, notes, patience);
-        let outcome = match call.spend(length) {
-            Ok(()) => run(call, message).await,
-            Err(error) => Err(error),
-        };
+        call.pay_for_bytes(length);
+        let outcome = run(call, message).await;
         outcome
             .map(Response::new)
             .map_err(|error| refuse(&error, &passage))
@@ -71,8 +69,7 @@ impl Service {
 }
 
 impl Service {
-    /// Has `begin` read what it needs and begin the stream, and lets that go
-    /// on by itself.
+    /// Has `begin` read what it needs and begin the stream, and lets that go on by itself.
     async fn serve_stream<S: Stream>(
         &self,
         request: Request<Streaming<S::Request>>,

@@ -358,15 +358,15 @@ impl Watch {
         }
     }
 
-    /// Pays for a chunk of `bytes`, and waits for as long as its caller has nothing left: a stream
-    /// that is over a limit is slow, not refused.
+    /// Pays for a chunk of `bytes`, when its caller has anything left: a stream that is over a limit
+    /// is slow, not refused, and does not take the place of calls that come meanwhile.
     async fn pay<P>(&mut self, answers: &mpsc::Sender<P>, bytes: usize) -> Result<(), End> {
-        let account = self.passage.visitor.account();
-        let owed = account.charge(quota::CALL + quota::of_bytes(bytes));
-        match owed.is_zero() {
-            true => Ok(()),
-            false => self.attend(answers, tokio::time::sleep(owed)).await,
+        let units = quota::CALL + quota::of_bytes(bytes);
+        while let Err(exceeded) = self.passage.visitor.account().try_spend(units) {
+            self.attend(answers, tokio::time::sleep(exceeded.wait))
+                .await?;
         }
+        Ok(())
     }
 
     /// Has a data key confirmed that has served its time.

@@ -329,8 +329,9 @@ impl Inner {
             Err(never) => match never {},
         };
         let response = match place {
-            Some(place) => place.hold(response),
-            None => response,
+            // A refusal may be held back, and shall not keep others from the room.
+            Some(place) if response.extensions().get::<Status>().is_none() => place.hold(response),
+            Some(_) | None => response,
         };
         match response.extensions().get::<Status>() {
             // Our own methods note why they fail; a status without a note is tonic's.

@@ -93,11 +93,16 @@ fn what_a_tenant_refuses_costs_its_principals_nothing() {
 }
 
 #[test]
-fn a_charge_says_how_long_it_takes_to_pay() {
+fn what_was_charged_is_owed_and_who_waits_is_told_how_long() {
     let scene = Scene::new(1000, 100);
     let account = scene.account(1, 1);
-    assert_eq!(account.charge(100), Duration::ZERO);
-    assert_eq!(account.charge(150), Duration::from_millis(500));
+    account.charge(100);
+    account.try_spend(CALL).unwrap();
+    account.charge(149);
+    let wait = account.try_spend(CALL).unwrap_err().wait;
+    assert_eq!(wait, Duration::from_millis(500));
+    scene.clock.advance(wait + Duration::from_nanos(1));
+    account.try_spend(CALL).unwrap();
 }
 
 #[test]

@@ -35,6 +35,7 @@ pub(super) async fn check(
     output: Format,
 ) -> Result<(), Failure> {
     let within = Duration::try_from(within).unwrap_or(Duration::ZERO);
+    let within = within.min(LONGEST);
     let kms: Arc<dyn Kms> = Arc::new(serve::backends(config, Purpose::Production).await?);
     let rows = ask(&kms, directory, within).await;
     let text = match output {
@@ -249,11 +250,14 @@ const SEALS: [KmsOperation; 3] = [
 /// The same for those that only open.
 const OPENS: [KmsOperation; 2] = [KmsOperation::Decrypt, KmsOperation::DescribeKey];
 /// Whose fault is worth most: what will not pass by itself.
-const WORTH: [Exit; 4] = [
+const WORTH: [Exit; 5] = [
     Exit::Denied,
     Exit::Config,
+    Exit::Data,
     Exit::Software,
     Exit::Unavailable,
 ];
+/// Longest time for asking, whatever is wanted.
+const LONGEST: Duration = Duration::from_secs(3600);
 /// KMS keys that are asked about at once: a small part of any quota.
 const AT_ONCE: usize = 8;
