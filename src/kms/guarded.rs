@@ -43,6 +43,7 @@ use crate::kms::guarded::gate::Turn;
 use crate::kms::guarded::regions::Guard;
 use crate::kms::guarded::regions::Regions;
 use crate::kms::guarded::regions::Request;
+use crate::kms::guarded::regions::Stop;
 use crate::kms::guarded::regions::chance;
 use crate::kms::guarded::retries::pause;
 use crate::message::EncryptedDataKey;
@@ -68,9 +69,9 @@ use crate::metrics::Metrics;
 ///
 /// A key that is in several Regions is called in one after another: one attempt in each, the usual
 /// ones in the last. A call goes on when a Region throttles, fails, or lets it neither pass nor have
-/// an answer within `attempt_timeout`, so it may take that much longer for each Region before the
-/// last. After three failures in a row in a Region, calls begin with the next until it has been
-/// well for 10 s.
+/// an answer within `attempt_timeout`, so it may take twice that longer for each Region before the
+/// last. After three failed attempts in a row in a Region, calls begin with the next until it has
+/// been well for 10 s. What was not asked of a Region tells nothing about it.
 ///
 /// A key for which half of 20 or more attempts within 10 s failed is not asked for 1 to 5 s: its
 /// calls end in [`Error::Unavailable`] at once. Then one at a time goes through, until one does not
@@ -117,31 +118,24 @@ impl Guarded {
         ask: impl Fn(&'a KeyRef) -> BoxFuture<'a, Result<T, Error>>,
     ) -> Result<T, Error> {
         let mut route = self.regions.route(key, Instant::now());
-        let (replica, last) = route.pop().expect("every key is in a Region");
-        let several = !route.is_empty();
-        for (replica, guard) in route {
-            let begin = begin(&guard, operation, demand);
-            let answer = self.call_once(replica, begin, || ask(replica)).await;
-            guard.diagnose(&answer, Instant::now());
-            match answer {
+        let last = route.pop().expect("every key is in a Region");
+        for stop in route {
+            let begin = begin(&stop.guard, operation, demand);
+            match self.call_once(&stop, begin, || ask(stop.key)).await {
                 Err(Error::Crowded { .. } | Error::Throttled | Error::Unavailable(_)) => {
-                    guard.failed_over();
+                    stop.guard.failed_over();
                 }
                 answer => return answer,
             }
         }
-        let ask = || ask(replica);
-        let answer = self.call_in(replica, &last, operation, demand, ask).await;
-        if several {
-            last.diagnose(&answer, Instant::now());
-        }
-        answer
+        let ask = || ask(last.key);
+        self.call_in(&last, operation, demand, ask).await
     }
 
     /// One attempt in a Region, if its turn comes soon: another Region may have room.
     async fn call_once<'a, T>(
         &'a self,
-        key: &KeyRef,
+        stop: &Stop<'_>,
         begin: impl Future<Output = Result<(Request<'_>, Option<Turn>), Error>>,
         ask: impl Fn() -> BoxFuture<'a, Result<T, Error>>,
     ) -> Result<T, Error> {
@@ -150,7 +144,7 @@ impl Guarded {
             .await
             .unwrap_or(Err(Error::Crowded { pause }))?;
         let deadline = Instant::now() + self.operation;
-        let answer = self.attempt(request, key, deadline, None, ask()).await;
+        let answer = self.attempt(stop, request, deadline, None, ask()).await;
         if let (Err(Error::Throttled), Some(turn)) = (&answer, &turn) {
             turn.throttled(Instant::now());
         }
@@ -160,18 +154,18 @@ impl Guarded {
     /// As many attempts in a Region as are worth it.
     async fn call_in<'a, T>(
         &'a self,
-        key: &KeyRef,
-        guard: &Guard,
+        stop: &Stop<'_>,
         operation: KmsOperation,
         demand: Option<&Demand>,
         ask: impl Fn() -> BoxFuture<'a, Result<T, Error>>,
     ) -> Result<T, Error> {
+        let guard = &stop.guard;
         let (mut request, mut turn) = begin(guard, operation, demand).await?;
         let deadline = Instant::now() + self.operation;
         let mut retries = 0;
         loop {
             let awaited = demand.filter(|_| retries > 0);
-            let attempt = self.attempt(request, key, deadline, awaited, ask());
+            let attempt = self.attempt(stop, request, deadline, awaited, ask());
             let error = match attempt.await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
@@ -204,8 +198,8 @@ impl Guarded {
     /// One attempt, which is given up when nobody of `awaited` waits any more.
     async fn attempt<T>(
         &self,
+        stop: &Stop<'_>,
         request: Request<'_>,
-        key: &KeyRef,
         deadline: Instant,
         awaited: Option<&Demand>,
         call: BoxFuture<'_, Result<T, Error>>,
@@ -214,12 +208,14 @@ impl Guarded {
         let answer = tokio::select! {
             biased;
             answer = call => answer,
-            () = self.too_long(key) => late(self.attempt),
+            () = self.too_long(stop.key) => late(self.attempt),
             () = tokio::time::sleep_until(deadline) => late(self.operation),
             // It tells nothing about the service.
             () = over(awaited) => return Err(Error::Unavailable(NOBODY.to_owned())),
         };
-        request.end(&answer, Instant::now());
+        let now = Instant::now();
+        request.end(&answer, now);
+        stop.diagnose(&answer, now);
         answer
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use jiff::SignedDuration;
 use keybroker::kms::Arn;
+use keybroker::kms::Demand;
 use keybroker::kms::Error;
 use keybroker::kms::Guarded;
 use keybroker::kms::KeyRef;
@@ -64,7 +65,11 @@ impl Scene {
     }
 
     async fn generate(&self) -> Result<EncryptedDataKey, Error> {
-        let (context, demand) = (EncryptionContext::default(), demand());
+        self.generate_for(demand()).await
+    }
+
+    async fn generate_for(&self, demand: Demand) -> Result<EncryptedDataKey, Error> {
+        let context = EncryptionContext::default();
         let made = self.guarded.generate_data_key(&self.key, &context, &demand);
         Ok(made.await?.wrapped)
     }
@@ -119,6 +124,23 @@ async fn what_one_region_cannot_do_now_another_does() {
         scene.fake.heal();
         scene.decrypt(&made).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_region_is_not_blamed_for_callers_who_left_before_it_was_asked() {
+    let scene = Scene::set().await;
+    scene.fake.region(NEAR).fail_all(Fault::Hang);
+    let briefly = || {
+        let until = Instant::now() + Duration::from_millis(250);
+        scene.generate_for(Demand::new("acme".parse().unwrap(), 1, until))
+    };
+    for _ in 0..3 {
+        let answer = briefly().await;
+        assert!(matches!(answer, Err(Error::Unavailable(_))), "{answer:?}");
+    }
+    assert_eq!((scene.calls(&scene.near), scene.calls(&scene.far)), (3, 0));
+    let made = briefly().await.unwrap();
+    assert_eq!(made.provider_info, scene.far.to_string());
 }
 
 #[tokio::test]

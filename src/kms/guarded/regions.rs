@@ -67,6 +67,14 @@ pub(super) struct Guard {
     shown: Mutex<Circuit>,
 }
 
+/// A Region on the way of a call.
+pub(super) struct Stop<'k> {
+    /// The key there.
+    pub(super) key: &'k KeyRef,
+    pub(super) guard: Arc<Guard>,
+    is_only: bool,
+}
+
 /// One request to a KMS. Dropped before it has ended it is counted as abandoned.
 pub(super) struct Request<'a> {
     guard: &'a Guard,
@@ -124,20 +132,25 @@ impl Regions {
         guard
     }
 
-    /// The guards of `key` in its Regions, in the order in which a call shall ask them: first the
-    /// preferred one of those that are well, or that it is time to try again.
-    pub(super) fn route<'k>(&self, key: &'k KeyRef, now: Instant) -> Vec<(&'k KeyRef, Arc<Guard>)> {
-        let guarded = |replica| (replica, self.guard(replica, now));
-        let mut route: Vec<_> = key.in_regions().iter().map(guarded).collect();
+    /// The Regions of `key`, in the order in which a call shall ask them: first the preferred one of
+    /// those that are well, or that it is time to try again.
+    pub(super) fn route<'k>(&self, key: &'k KeyRef, now: Instant) -> Vec<Stop<'k>> {
+        let replicas = key.in_regions();
+        let stop = |key| Stop {
+            key,
+            guard: self.guard(key, now),
+            is_only: replicas.len() == 1,
+        };
+        let mut route: Vec<_> = replicas.iter().map(stop).collect();
         if route.len() == 1 {
             return route;
         }
         let first = route
             .iter()
-            .position(|(_, guard)| lock(&guard.region.health).comes_first(now));
+            .position(|stop| lock(&stop.guard.region.health).comes_first(now));
         if let Some(first) = first {
             let first = route.remove(first);
-            route.sort_by_key(|(_, guard)| !lock(&guard.region.health).is_well());
+            route.sort_by_key(|stop| !lock(&stop.guard.region.health).is_well());
             route.insert(0, first);
         }
         route
@@ -195,11 +208,14 @@ async fn attend(gate: Arc<Gate>) {
     }
 }
 
-impl Guard {
-    /// Takes note of the end of a call that might have been made in another Region.
+impl Stop<'_> {
+    /// Takes note of what came of an attempt, if it might have been made in another Region.
     pub(super) fn diagnose<T>(&self, answer: &Result<T, Error>, now: Instant) {
+        if self.is_only {
+            return;
+        }
         let change = {
-            let mut health = lock(&self.region.health);
+            let mut health = lock(&self.guard.region.health);
             match answer.as_ref().err().map_or(KmsOutcome::Done, outcome) {
                 KmsOutcome::Done | KmsOutcome::Refused => health.succeeded(now),
                 KmsOutcome::Unavailable => health.failed(now),
@@ -209,7 +225,7 @@ impl Guard {
                 | KmsOutcome::Throttled => None,
             }
         };
-        let region = self.region.name.as_str();
+        let region = self.guard.region.name.as_str();
         match change {
             None => {}
             Some(Failover::Begins) => tracing::warn!(
@@ -227,7 +243,9 @@ impl Guard {
             ),
         }
     }
+}
 
+impl Guard {
     /// Counts a call that goes on to another Region.
     pub(super) fn failed_over(&self) {
         self.region.tally.failed_over();
