@@ -5,6 +5,7 @@ mod bad_input;
 mod canaries;
 mod checking;
 mod dev;
+mod fleet;
 mod flood;
 mod house;
 mod keyring;
