@@ -141,7 +141,7 @@ fn init(place: &Place) -> Result<(), Failure> {
             ));
             made
         }
-        Source::File(_) | Source::Credential(_) => serve::sealing_key(&config)?,
+        Source::File(_) | Source::Credential(_) => serve::keyring::sealing_key(&config)?,
     };
     done(Keyring::create(
         &config.keyring,
@@ -157,7 +157,7 @@ fn init(place: &Place) -> Result<(), Failure> {
 
 impl Place {
     fn open(&self) -> Result<Keyring, Failure> {
-        serve::keyring(&self.find()?, self.purpose())
+        serve::keyring::keyring(&self.find()?, self.purpose())
     }
 
     fn find(&self) -> Result<LocalConfig, Failure> {

@@ -1,13 +1,13 @@
 //! `keybroker serve`: everything is read and checked, then bound, then served. `keybroker dev`
 //! starts through the same [`Broking`].
 
+pub(super) mod keyring;
 mod reload;
 mod warm;
 
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::signal::unix::Signal;
 use tokio::signal::unix::SignalKind;
@@ -35,10 +35,7 @@ use crate::kms;
 use crate::kms::Backends;
 use crate::kms::Guarded;
 use crate::kms::aws::Aws;
-use crate::kms::local;
-use crate::kms::local::Keyring;
 use crate::kms::local::Purpose;
-use crate::kms::local::SealingKey;
 use crate::mem;
 use crate::metrics::Metrics;
 use crate::quota::Quotas;
@@ -87,7 +84,11 @@ impl Broking {
         }
         let keyring = backends.local.clone();
         if let (Some(keyring), Some(local)) = (&backends.local, &config.kms.local) {
-            tokio::spawn(tend(Arc::clone(keyring), local.clone(), Arc::clone(&clock)));
+            tokio::spawn(keyring::tend(
+                Arc::clone(keyring),
+                local.clone(),
+                Arc::clone(&clock),
+            ));
         }
         let telemetry = Telemetry::new();
         let metrics = Metrics::new(&telemetry.meter());
@@ -192,34 +193,10 @@ pub(super) async fn backends(config: &kms::Config, purpose: Purpose) -> Result<B
         .await
         .map_err(|error| Failure::config(&error))?;
     let local = match &config.local {
-        Some(local) => Some(Arc::new(keyring(local, purpose)?)),
+        Some(local) => Some(Arc::new(keyring::opened(local.clone(), purpose).await?)),
         None => None,
     };
     Ok(Backends { aws, local })
-}
-
-/// Opens the keyring of `config` with its sealing key.
-pub(super) fn keyring(config: &kms::LocalConfig, purpose: Purpose) -> Result<Keyring, Failure> {
-    // Who has neither needs the sentence that says how to make both.
-    if matches!(config.keyring.try_exists(), Ok(false)) {
-        let missing = local::Error::Missing {
-            path: config.keyring.clone(),
-        };
-        return Err(Failure::keyring(&missing));
-    }
-    let sealing_key = sealing_key(config)?;
-    Keyring::open(&config.keyring, purpose, sealing_key).map_err(|error| Failure::keyring(&error))
-}
-
-/// The sealing key of `config`, from its file or systemd credential.
-pub(super) fn sealing_key(config: &kms::LocalConfig) -> Result<SealingKey, Failure> {
-    let source = config
-        .sealing_key
-        .parse()
-        .map_err(|error| Failure::config(&error))?;
-    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY");
-    SealingKey::load(&source, credentials.as_deref().map(Path::new))
-        .map_err(|error| Failure::config(&error))
 }
 
 /// Resolves on SIGTERM or SIGINT.
@@ -276,56 +253,3 @@ fn unbound(error: &listener::Error) -> Failure {
     };
     Failure::new(code, chain(error))
 }
-
-/// Once an hour, or more often where keys are to live shorter: keys that have reached their period
-/// get a new version, and keys whose deletion is due are destroyed.
-async fn tend(keyring: Arc<Keyring>, config: kms::LocalConfig, clock: Arc<dyn Clock>) {
-    let period = config
-        .rotation_period
-        .and_then(|span| Duration::try_from(span).ok());
-    let pause = period.map_or(LONGEST_PAUSE, |period| {
-        period.clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
-    });
-    let mut ticks = tokio::time::interval(pause);
-    loop {
-        ticks.tick().await;
-        let keyring = Arc::clone(&keyring);
-        let now = clock.wall();
-        // Changes wait for the disk.
-        let done = tokio::task::spawn_blocking(move || tend_once(&keyring, period, now)).await;
-        if done.is_err() {
-            tracing::error!("tending the local keyring failed; it is tried again");
-        }
-    }
-}
-
-fn tend_once(keyring: &Keyring, period: Option<Duration>, now: jiff::Timestamp) {
-    let rotated = period.map_or_else(|| Ok(Vec::new()), |period| keyring.rotate_due(period, now));
-    match rotated {
-        Ok(rotated) => {
-            for key in rotated {
-                tracing::info!(%key, "rotated a key of the local keyring");
-            }
-        }
-        Err(error) => tracing::error!(
-            error = chain(&error),
-            "cannot rotate keys of the local keyring: they serve on in their old version"
-        ),
-    }
-    match keyring.delete_due(now) {
-        Ok(deleted) => {
-            for key in deleted {
-                tracing::warn!(%key, "destroyed a key of the local keyring: its deletion was due");
-            }
-        }
-        Err(error) => tracing::error!(
-            error = chain(&error),
-            "cannot destroy keys of the local keyring whose deletion is due: they stay barred"
-        ),
-    }
-}
-
-/// Between two looks at the keyring.
-const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
-/// A period of nothing would spin.
-const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
