@@ -1,6 +1,9 @@
-//! What those who run the broker look at: metrics, liveness and readiness, on a listener of their
-//! own in plain HTTP/1.1. It knows no caller and answers from memory alone, so that it still
-//! answers when KMS does not. Nothing can be changed here.
+//! What those who run the broker look at: metrics, liveness, readiness and a page for people, on a
+//! listener of their own in plain HTTP/1.1. It knows no caller and answers from memory alone, so that
+//! it still answers when KMS does not. Nothing can be changed here.
+
+mod history;
+mod page;
 
 use std::convert::Infallible;
 use std::io;
@@ -21,14 +24,19 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
+use jiff::Timestamp;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio::time::timeout;
 
+use crate::admin::history::History;
+use crate::admin::history::Look;
+use crate::admin::page::Facts;
 use crate::grpc;
 use crate::grpc::listener;
 use crate::mem;
@@ -44,15 +52,25 @@ pub struct Admin {
 
 /// What there is to see.
 pub struct View {
-    /// The text of the metrics.
-    pub telemetry: Telemetry,
-    /// What is degraded.
-    pub metrics: Metrics,
-    /// Whether the server is ready.
-    pub server: grpc::Handle,
+    telemetry: Telemetry,
+    metrics: Metrics,
+    server: grpc::Handle,
+    began: Instant,
+    history: History,
 }
 
 impl View {
+    /// The text of `telemetry`, the numbers of `metrics`, and whether `server` is ready.
+    pub fn new(telemetry: Telemetry, metrics: Metrics, server: grpc::Handle) -> Self {
+        Self {
+            telemetry,
+            metrics,
+            server,
+            began: Instant::now(),
+            history: History::default(),
+        }
+    }
+
     /// Tells the metrics what only the system knows.
     fn look(&self) {
         let memory = mem::status();
@@ -61,6 +79,35 @@ impl View {
         self.metrics.memory(memory.degraded, swapped, outside);
         let tasks = Handle::current().metrics().num_alive_tasks();
         self.metrics.tasks(tasks.try_into().unwrap_or(u64::MAX));
+        let expiry = self.server.certificate_expiry();
+        self.metrics.certificate_expiry(expiry);
+    }
+
+    /// Degraded is ready: taking away every replica during an outage of KMS would make of a part
+    /// failure a whole one.
+    fn readiness(&self) -> Readiness {
+        self.look();
+        let unready = self.server.unready();
+        let degraded = self.metrics.reasons();
+        let status = match unready {
+            Some(_) => Status::NotReady,
+            None if degraded.is_empty() => Status::Ready,
+            None => Status::Degraded,
+        };
+        let reasons = unready.into_iter().chain(degraded).collect();
+        Readiness { status, reasons }
+    }
+
+    fn page(&self) -> String {
+        let facts = Facts {
+            readiness: self.readiness(),
+            uptime: self.began.elapsed(),
+            certificate_expiry: self.server.certificate_expiry(),
+            now: Timestamp::now(),
+        };
+        let now = Arc::new(Look::at(&self.metrics));
+        let before = self.history.oldest().unwrap_or_else(|| Arc::clone(&now));
+        page::page(&facts, &now, &before)
     }
 }
 
@@ -84,6 +131,10 @@ impl Admin {
     pub async fn run(self) -> Infallible {
         let seats = Arc::new(Semaphore::new(SEATS));
         let mut connections = JoinSet::new();
+        let view = Arc::clone(&self.view);
+        connections.spawn(async move {
+            view.history.keep(&view.metrics).await;
+        });
         loop {
             let seat = Arc::clone(&seats).acquire_owned().await;
             let stream = match self.listener.accept().await {
@@ -127,9 +178,11 @@ async fn answer(
     view: Arc<View>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let route = match request.uri().path() {
+        "/" => Route::Page,
         "/metrics" => Route::Metrics,
         "/healthz" => Route::Health,
         "/readyz" => Route::Readiness,
+        "/version" => Route::Version,
         _ => return Ok(response(StatusCode::NOT_FOUND, TEXT, "not found\n")),
     };
     if request.method() != Method::GET {
@@ -141,14 +194,18 @@ async fn answer(
     Ok(match route {
         Route::Health => response(StatusCode::OK, TEXT, "ok\n"),
         Route::Metrics => metrics(view).await,
-        Route::Readiness => readiness(&view),
+        Route::Page => response(StatusCode::OK, HTML, view.page()),
+        Route::Readiness => readiness(&view.readiness()),
+        Route::Version => response(StatusCode::OK, JSON, VERSION),
     })
 }
 
 enum Route {
     Health,
     Metrics,
+    Page,
     Readiness,
+    Version,
 }
 
 async fn metrics(view: Arc<View>) -> Response<Full<Bytes>> {
@@ -173,27 +230,38 @@ fn failure() -> Response<Full<Bytes>> {
     response(StatusCode::INTERNAL_SERVER_ERROR, TEXT, "see the log\n")
 }
 
-/// Degraded is ready: taking away every replica during an outage of KMS would make of a part
-/// failure a whole one.
-fn readiness(view: &View) -> Response<Full<Bytes>> {
-    view.look();
-    let unready = view.server.unready();
-    let degraded = view.metrics.reasons();
-    let (code, status) = match unready {
-        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
-        None if degraded.is_empty() => (StatusCode::OK, "ready"),
-        None => (StatusCode::OK, "degraded"),
+fn readiness(readiness: &Readiness) -> Response<Full<Bytes>> {
+    let code = match readiness.status {
+        Status::NotReady => StatusCode::SERVICE_UNAVAILABLE,
+        Status::Degraded | Status::Ready => StatusCode::OK,
     };
-    let reasons = unready.into_iter().chain(degraded).collect();
-    let body = serde_json::to_vec(&Readiness { status, reasons })
-        .expect("a struct of strings is representable");
-    response(code, "application/json", body)
+    let body = serde_json::to_vec(readiness).expect("a struct of strings is representable");
+    response(code, JSON, body)
 }
 
 #[derive(Serialize)]
 struct Readiness {
-    status: &'static str,
+    status: Status,
+    /// Why it is not `ready`.
     reasons: Vec<&'static str>,
+}
+
+#[derive(Clone, Copy, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Status {
+    Degraded,
+    NotReady,
+    Ready,
+}
+
+impl Status {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Degraded => "degraded",
+            Self::NotReady => "not_ready",
+            Self::Ready => "ready",
+        }
+    }
 }
 
 fn response(
@@ -209,7 +277,10 @@ fn response(
     response
 }
 
+const HTML: &str = "text/html; charset=utf-8";
+const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
+const VERSION: &str = concat!("{\"version\":\"", env!("CARGO_PKG_VERSION"), "\"}\n");
 
 /// Connections at once. Scrapers and probes are few, and none stays.
 const SEATS: usize = 16;

@@ -9,12 +9,14 @@
 mod counts;
 mod kms;
 mod labels;
+mod overview;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::AsyncInstrument;
 use opentelemetry::metrics::Histogram;
@@ -33,8 +35,12 @@ pub use labels::KmsOutcome;
 pub use labels::Lookup;
 pub use labels::RateScope;
 pub use labels::Refresh;
+pub use labels::Reload;
 pub use labels::Retirement;
 pub use labels::Warming;
+pub use overview::Overview;
+pub use overview::RegionOverview;
+pub use overview::TenantOverview;
 
 use counts::Values;
 use kms::Regions;
@@ -185,7 +191,8 @@ impl Metrics {
     /// KMS calls avoided so far, by all tenants.
     pub fn avoided(&self) -> u64 {
         let tenants = self.0.values.tenants.read();
-        tenants.into_iter().map(|(_, avoided)| avoided).sum()
+        let avoided = |(_, tally): (_, Arc<TenantTally>)| tally.kms_calls_avoided();
+        tenants.into_iter().map(avoided).sum()
     }
 
     /// Sets how many data keys are in the cache, and the memory that they take.
@@ -219,6 +226,27 @@ impl Metrics {
         self.0.values.tasks.store(alive, Relaxed);
     }
 
+    /// Notes that a configuration is in force from `now` on.
+    pub fn loaded(&self, now: Timestamp) {
+        self.0.values.loaded.store(seconds(now), Relaxed);
+    }
+
+    /// Counts a reload of the configuration.
+    pub fn reloaded(&self, reload: Reload) {
+        self.0.values.reloads.of(reload).fetch_add(1, Relaxed);
+    }
+
+    /// Sets the last moment at which the certificate that we serve is good, if we serve one.
+    pub fn certificate_expiry(&self, at: Option<Timestamp>) {
+        let at = at.map(seconds).unwrap_or_default();
+        self.0.values.certificate_expiry.store(at, Relaxed);
+    }
+
+    /// The numbers of this moment, for people.
+    pub fn overview(&self) -> Overview {
+        Overview::of(self)
+    }
+
     /// What is degraded at present, for readiness: labels of dependencies, and `memory_lock`.
     pub fn reasons(&self) -> Vec<&'static str> {
         let values = &self.0.values;
@@ -233,6 +261,10 @@ impl Metrics {
         }
         reasons
     }
+}
+
+fn seconds(time: Timestamp) -> u64 {
+    time.as_second().try_into().unwrap_or_default()
 }
 
 /// Of data keys, in seconds: they may live from 1 s to 1 h, 5 min by default, and their successors
@@ -300,8 +332,18 @@ fn register(meter: &Meter, values: &Arc<Values>) {
         .u64_observable_counter("keybroker_kms_calls_avoided")
         .with_description("Calls that a cached data key served instead of KMS, by tenant.")
         .with_callback(reading(values, |values, instrument| {
-            for (tenant, count) in values.tenants.read() {
-                instrument.observe(count, &[KeyValue::new("tenant", tenant)]);
+            for (tenant, tally) in values.tenants.read() {
+                let label = KeyValue::new("tenant", tenant);
+                instrument.observe(tally.kms_calls_avoided(), &[label]);
+            }
+        }))
+        .build();
+    meter
+        .u64_observable_counter("keybroker_kms_calls")
+        .with_description("Calls to KMS, whatever their number of requests, by tenant.")
+        .with_callback(reading(values, |values, instrument| {
+            for (tenant, tally) in values.tenants.read() {
+                instrument.observe(tally.kms_calls(), &[KeyValue::new("tenant", tenant)]);
             }
         }))
         .build();
@@ -366,6 +408,35 @@ fn register(meter: &Meter, values: &Arc<Values>) {
         )
         .with_callback(reading(values, |values, instrument| {
             instrument.observe(values.tasks.load(Relaxed), &[]);
+        }))
+        .build();
+    meter
+        .u64_observable_counter("keybroker_config_reloads")
+        .with_description("Reloads of the configuration, by outcome.")
+        .with_callback(reading(values, |values, instrument| {
+            for one in Reload::ALL {
+                let count = values.reloads.of(one).load(Relaxed);
+                instrument.observe(count, &[KeyValue::new("outcome", one.label())]);
+            }
+        }))
+        .build();
+    meter
+        .u64_observable_gauge("keybroker_config_last_reload_success_timestamp")
+        .with_unit("s")
+        .with_description("When the configuration in force was loaded.")
+        .with_callback(reading(values, |values, instrument| {
+            instrument.observe(values.loaded.load(Relaxed), &[]);
+        }))
+        .build();
+    meter
+        .u64_observable_gauge("keybroker_tls_certificate_expiry_timestamp")
+        .with_unit("s")
+        .with_description("When the certificate that is served ends.")
+        .with_callback(reading(values, |values, instrument| {
+            let at = values.certificate_expiry.load(Relaxed);
+            if at > 0 {
+                instrument.observe(at, &[]);
+            }
         }))
         .build();
     meter

@@ -127,6 +127,9 @@ mod tests {
         assert_eq!(
             names,
             [
+                "keybroker_config_last_reload_success_timestamp_seconds",
+                r#"keybroker_config_reloads_total{outcome="done"}"#,
+                r#"keybroker_config_reloads_total{outcome="failed"}"#,
                 r#"keybroker_data_key_refreshes_total{outcome="done"}"#,
                 r#"keybroker_data_key_refreshes_total{outcome="failed"}"#,
                 r#"keybroker_data_key_refreshes_total{outcome="refused"}"#,
@@ -153,6 +156,7 @@ mod tests {
                 r#"keybroker_key_cache_warmed_total{outcome="known"}"#,
                 r#"keybroker_key_cache_warmed_total{outcome="refused"}"#,
                 r#"keybroker_kms_calls_avoided_total{tenant="_other"}"#,
+                r#"keybroker_kms_calls_total{tenant="_other"}"#,
                 "keybroker_memory_lock_degraded",
                 "keybroker_memory_swap_bytes",
                 r#"keybroker_rate_limited_total{scope="principal"}"#,
@@ -178,6 +182,7 @@ mod tests {
         metrics.refreshed(Refresh::Refused);
         metrics.tenant("acme").avoided(1);
         metrics.tenant("acme").avoided(1);
+        metrics.tenant("acme").called_kms();
         metrics.cache_size(7, 4096);
         metrics.degraded(Dependency::Kms, true);
         metrics.memory(true, 8192, 3);
@@ -210,6 +215,7 @@ mod tests {
                 (r#"keybroker_key_cache_requests_total{result="miss"}"#, 1.0),
                 (r#"keybroker_key_cache_requests_total{result="stale"}"#, 1.0),
                 (r#"keybroker_kms_calls_avoided_total{tenant="acme"}"#, 2.0),
+                (r#"keybroker_kms_calls_total{tenant="acme"}"#, 1.0),
                 ("keybroker_memory_lock_degraded", 1.0),
                 ("keybroker_memory_swap_bytes", 8192.0),
                 ("keybroker_secrets_unlocked", 3.0),
@@ -366,6 +372,7 @@ mod tests {
     #[test]
     fn the_readme_has_every_metric_and_its_labels() {
         let (telemetry, metrics) = telemetry();
+        metrics.certificate_expiry(Some(jiff::Timestamp::now()));
         metrics.retired(Retirement::Idle, Duration::ZERO, 1);
         let tally = metrics.kms("eu-west-1");
         tally.request(KmsOperation::Decrypt, KmsOutcome::Done, Duration::ZERO);

@@ -92,6 +92,7 @@ impl Broking {
         }
         let telemetry = Telemetry::new();
         let metrics = Metrics::new(&telemetry.meter());
+        metrics.loaded(clock.wall());
         let sink = Sink::open(&config.audit).map_err(|error| Failure::config(&error))?;
         let guarded = Guarded::new(Arc::new(backends), &config.kms.aws, metrics.clone())
             .map_err(|error| Failure::config(&error))?;
@@ -122,11 +123,7 @@ impl Broking {
         }
         let admin = match config.listen.admin {
             Some(address) => {
-                let view = admin::View {
-                    telemetry,
-                    metrics,
-                    server: server.handle(),
-                };
+                let view = admin::View::new(telemetry, metrics.clone(), server.handle());
                 let admin = Admin::bind(address, view).await;
                 Some(admin.map_err(|error| unbound(&error))?)
             }
@@ -147,6 +144,7 @@ impl Broking {
             server: server.handle(),
             keyring,
             clock,
+            metrics,
         };
         tokio::spawn(reloader.run(hangup));
         Ok(Self {

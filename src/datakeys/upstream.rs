@@ -294,9 +294,14 @@ impl Upstream {
         Ok((sealing, wrapped, request_id))
     }
 
+    fn count(&self, question: &Question) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        question.share.tally.called_kms();
+    }
+
     /// A new data key from KMS.
     pub(super) async fn wrap(&self, question: &Question) -> Result<kms::DataKey, kms::Error> {
-        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.count(question);
         let (key, context) = (question.origin.kms_key(), &question.context);
         let kms = &self.kms;
         kms.generate_data_key(key, context, &question.demand).await
@@ -308,7 +313,7 @@ impl Upstream {
         question: &Question,
         wrapped: &EncryptedDataKey,
     ) -> Result<kms::Unwrapped, kms::Error> {
-        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.count(question);
         let (key, context) = (question.origin.kms_key(), &question.context);
         let kms = &self.kms;
         kms.decrypt(key, wrapped, context, &question.demand).await
@@ -316,7 +321,7 @@ impl Upstream {
 
     /// Whether KMS would do what `question` asks for.
     pub(super) async fn rehearse(&self, question: &Question) -> Result<(), kms::Error> {
-        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.count(question);
         let kms_key = question.origin.kms_key();
         let (operation, context) = (question.operation(), &question.context);
         let kms = &self.kms;

@@ -193,10 +193,15 @@ impl Handle {
         (!self.certified(self.clock.wall())).then_some("certificate_expired")
     }
 
+    /// The last moment at which our own certificate, if there is one, is good.
+    pub fn certificate_expiry(&self) -> Option<Timestamp> {
+        let material = self.material.as_ref()?;
+        Some(material.load().not_after())
+    }
+
     /// Whether our own certificate, if there is one, is still good.
     fn certified(&self, now: Timestamp) -> bool {
-        let material = self.material.as_ref();
-        material.is_none_or(|material| material.load().not_after() >= now)
+        self.certificate_expiry().is_none_or(|end| end >= now)
     }
 
     /// Serves new handshakes with `material`, and verifies open connections against it: those

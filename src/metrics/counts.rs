@@ -11,6 +11,7 @@ use crate::metrics::Dependency;
 use crate::metrics::Lookup;
 use crate::metrics::RateScope;
 use crate::metrics::Refresh;
+use crate::metrics::Reload;
 use crate::metrics::Retirement;
 use crate::metrics::Warming;
 
@@ -31,6 +32,11 @@ pub(super) struct Values {
     pub(super) swap_bytes: AtomicU64,
     pub(super) secrets_unlocked: AtomicU64,
     pub(super) tasks: AtomicU64,
+    pub(super) reloads: ReloadCounts,
+    /// In seconds since 1970; 0 before the first.
+    pub(super) loaded: AtomicU64,
+    /// In seconds since 1970; 0 when there is none.
+    pub(super) certificate_expiry: AtomicU64,
 }
 
 impl Values {
@@ -128,6 +134,21 @@ impl WarmingCounts {
 }
 
 #[derive(Default)]
+pub(super) struct ReloadCounts {
+    done: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl ReloadCounts {
+    pub(super) fn of(&self, reload: Reload) -> &AtomicU64 {
+        match reload {
+            Reload::Done => &self.done,
+            Reload::Failed => &self.failed,
+        }
+    }
+}
+
+#[derive(Default)]
 pub(super) struct RateCounts {
     principal: AtomicU64,
     tenant: AtomicU64,
@@ -161,12 +182,13 @@ impl Tenants {
         Arc::clone(own.entry(tenant.into()).or_default())
     }
 
-    /// Label and count of each, copied: whoever looks for a tally shall not wait for a scrape.
-    pub(super) fn read(&self) -> Vec<(Arc<str>, u64)> {
+    /// Label and tally of each, copied: whoever looks for a tally shall not wait for a scrape.
+    pub(super) fn read(&self) -> Vec<(Arc<str>, Arc<TenantTally>)> {
         let own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = |tally: &TenantTally| tally.avoided.load(Relaxed);
-        let own = own.iter().map(|(name, tally)| (name.clone(), count(tally)));
-        own.chain([(OTHER.into(), count(&self.other))]).collect()
+        let own = own
+            .iter()
+            .map(|(name, tally)| (name.clone(), tally.clone()));
+        own.chain([(OTHER.into(), self.other.clone())]).collect()
     }
 }
 
@@ -174,6 +196,7 @@ impl Tenants {
 #[derive(Default)]
 pub struct TenantTally {
     avoided: AtomicU64,
+    kms_calls: AtomicU64,
 }
 
 impl TenantTally {
@@ -181,6 +204,21 @@ impl TenantTally {
     /// for each.
     pub fn avoided(&self, messages: u64) {
         self.avoided.fetch_add(messages, Relaxed);
+    }
+
+    /// KMS calls avoided so far.
+    pub(super) fn kms_calls_avoided(&self) -> u64 {
+        self.avoided.load(Relaxed)
+    }
+
+    /// Counts a call to KMS for a key of the tenant's.
+    pub fn called_kms(&self) {
+        self.kms_calls.fetch_add(1, Relaxed);
+    }
+
+    /// Calls to KMS so far.
+    pub(super) fn kms_calls(&self) -> u64 {
+        self.kms_calls.load(Relaxed)
     }
 }
 

@@ -70,6 +70,11 @@ impl KmsTally {
         }
     }
 
+    /// The Region's name.
+    pub(super) fn region(&self) -> &Arc<str> {
+        &self.region
+    }
+
     /// Counts a request that ended after it `took` so long.
     pub fn request(&self, operation: KmsOperation, outcome: KmsOutcome, took: Duration) {
         self.count(operation, outcome).fetch_add(1, Relaxed);
@@ -215,7 +220,7 @@ impl Regions {
     }
 
     /// All, copied: whoever looks for a tally shall not wait for a scrape.
-    fn read(&self) -> Vec<Arc<KmsTally>> {
+    pub(super) fn read(&self) -> Vec<Arc<KmsTally>> {
         let own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
         own.values().chain([&self.other]).cloned().collect()
     }

@@ -248,6 +248,27 @@ impl KmsOutcome {
     }
 }
 
+/// What became of a reload of the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reload {
+    /// The new one is in force.
+    Done,
+    /// The old one stays in force.
+    Failed,
+}
+
+impl Reload {
+    pub(super) const ALL: [Self; 2] = [Self::Done, Self::Failed];
+
+    /// The value of the label `outcome`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// Whether requests for a KMS key are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Circuit {

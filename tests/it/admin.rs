@@ -78,6 +78,42 @@ async fn the_process_is_live_and_the_server_ready() {
 }
 
 #[tokio::test]
+async fn people_have_a_page_of_what_happens_now() {
+    let broker = watched().await;
+    let mut web = broker.caller(WEB).await;
+    for _ in 0..4 {
+        web.encrypt(encrypt("keys/orders", "x")).await.unwrap();
+    }
+    let page = get(admin(&broker), "/").await;
+    let format = "text/html; charset=utf-8";
+    assert_eq!(
+        (page.status, page.header("content-type")),
+        (200, Some(format))
+    );
+    for part in [
+        "<h1 class=\"ready\">ready</h1>",
+        "<dt>hit ratio since the start</dt><dd>75.00 %</dd>",
+        "<td>acme</td>",
+        "<td>3</td><td>1</td>",
+        "<dt>KMS calls avoided</dt><dd>3 (",
+    ] {
+        assert!(page.body.contains(part), "{part} is not in {}", page.body);
+    }
+    let version = get(admin(&broker), "/version").await;
+    let wanted = format!("{{\"version\":\"{}\"}}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(version.body, wanted);
+}
+
+#[tokio::test]
+async fn the_end_of_the_certificate_that_is_served_is_told() {
+    let broker = watched().await;
+    let scrape = get(admin(&broker), "/metrics").await;
+    let series = prometheus::parse(&scrape.body);
+    let end = series["keybroker_tls_certificate_expiry_timestamp_seconds"];
+    assert!(end > Timestamp::now().as_second() as f64, "{end}");
+}
+
+#[tokio::test]
 async fn who_is_degraded_is_still_ready() {
     let broker = watched().await;
     let mut web = broker.caller(WEB).await;
@@ -137,10 +173,16 @@ async fn a_server_that_stops_is_live_and_not_ready_until_it_has() {
 #[tokio::test]
 async fn there_is_nothing_else_to_see_or_to_do() {
     let broker = watched().await;
-    for path in ["/", "/metrics/", "/Metrics", "/debug", "//metrics"] {
+    for path in [
+        "/index.html",
+        "/metrics/",
+        "/Metrics",
+        "/debug",
+        "//metrics",
+    ] {
         assert_eq!(get(admin(&broker), path).await.status, 404, "{path}");
     }
-    for path in ["/metrics", "/healthz", "/readyz"] {
+    for path in ["/", "/metrics", "/healthz", "/readyz", "/version"] {
         for method in ["POST", "PUT", "DELETE", "HEAD", "OPTIONS"] {
             let request = format!("{method} {path} HTTP/1.1\r\nhost: broker\r\n\r\n");
             let refusal = send(admin(&broker), request.as_bytes()).await;

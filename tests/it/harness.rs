@@ -344,11 +344,7 @@ impl Broker {
         let handle = server.handle();
         let admin = match setup.listen.admin {
             Some(address) => {
-                let view = admin::View {
-                    telemetry,
-                    metrics: metrics.clone(),
-                    server: server.handle(),
-                };
+                let view = admin::View::new(telemetry, metrics.clone(), server.handle());
                 Some(Admin::bind(address, view).await.unwrap())
             }
             None => None,

@@ -21,6 +21,8 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::grpc::Handle;
 use crate::kms::local::Keyring;
+use crate::metrics::Metrics;
+use crate::metrics::Reload;
 
 /// Keeps a running server in step with its files.
 pub(super) struct Reloader {
@@ -32,6 +34,7 @@ pub(super) struct Reloader {
     pub(super) server: Handle,
     pub(super) keyring: Option<Arc<Keyring>>,
     pub(super) clock: Arc<dyn Clock>,
+    pub(super) metrics: Metrics,
 }
 
 /// When each file was last written, as far as that can be told.
@@ -100,6 +103,7 @@ impl Reloader {
                         section,
                         "configuration not reloaded: this section changes only with a restart"
                     );
+                    self.metrics.reloaded(Reload::Failed);
                     return self;
                 }
                 self.broker.reload(state.policy);
@@ -109,11 +113,16 @@ impl Reloader {
                 self.config = next;
                 self.read = read;
                 tracing::info!("configuration reloaded");
+                self.metrics.reloaded(Reload::Done);
+                self.metrics.loaded(self.clock.wall());
             }
-            Err(error) => tracing::error!(
-                error = chain(&error),
-                "configuration not reloaded: the old one stays in force"
-            ),
+            Err(error) => {
+                tracing::error!(
+                    error = chain(&error),
+                    "configuration not reloaded: the old one stays in force"
+                );
+                self.metrics.reloaded(Reload::Failed);
+            }
         }
         self
     }

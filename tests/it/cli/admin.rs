@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use super::site::Running;
 use super::site::Site;
 use super::site::bad;
+use crate::harness::soon;
 use crate::support::http1::get;
 use crate::support::prometheus;
 
@@ -39,6 +40,32 @@ async fn a_server_shows_its_metrics_and_that_it_is_ready() {
     assert_eq!(ready.status, 200);
     assert!(ready.body.starts_with(r#"{"status":""#), "{}", ready.body);
     assert_eq!(get(address, "/healthz").await.status, 200);
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[tokio::test]
+async fn reloads_are_counted_by_how_they_ended() {
+    let site = site("admin = \"127.0.0.1:0\"");
+    let server = Running::logging(site.command(&["serve"]));
+    let address = address(&server);
+    site.edit("tenants.toml", "users", "user");
+    server.await_line("configuration not reloaded: the old one stays in force");
+    site.edit("tenants.toml", "user", "users");
+    server.await_line("configuration reloaded");
+    let told = async {
+        loop {
+            let scrape = get(address, "/metrics").await;
+            let series = prometheus::parse(&scrape.body);
+            let of = |outcome| {
+                series[&format!("keybroker_config_reloads_total{{outcome=\"{outcome}\"}}")]
+            };
+            if of("done") >= 1.0 && of("failed") >= 1.0 {
+                return series["keybroker_config_last_reload_success_timestamp_seconds"];
+            }
+        }
+    };
+    let loaded = soon(told).await;
+    assert!(loaded > 1_700_000_000.0, "{loaded}");
     assert_eq!(server.stop(), Some(0));
 }
 
