@@ -46,6 +46,9 @@ async fn a_server_through_random_faults_answers_rightly_or_as_listed_and_keeps_n
     house.use_kms(&kms);
     let timeouts = "[kms.aws]\nattempt_timeout = \"200ms\"\noperation_timeout = \"1s\"";
     house.site.edit("keybroker.toml", "[kms.aws]", timeouts);
+    // The callers stay on one connection.
+    let limits = "[limits]\nconnection_age = \"1h\"\n\n[memory]";
+    house.site.edit("keybroker.toml", "[memory]", limits);
     let admin = "[listen]\nadmin = \"127.0.0.1:0\"";
     house.site.edit("keybroker.toml", "[listen]", admin);
     let server = house.serve();
