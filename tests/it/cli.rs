@@ -10,6 +10,7 @@ mod flood;
 mod house;
 mod keyring;
 mod memory;
+mod observability;
 mod outages;
 mod reloading;
 mod scan;

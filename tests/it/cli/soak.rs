@@ -47,8 +47,8 @@ async fn a_server_through_random_faults_answers_rightly_or_as_listed_and_keeps_n
     let timeouts = "[kms.aws]\nattempt_timeout = \"200ms\"\noperation_timeout = \"1s\"";
     house.site.edit("keybroker.toml", "[kms.aws]", timeouts);
     // The callers stay on one connection.
-    let limits = "[limits]\nconnection_age = \"1h\"\n\n[memory]";
-    house.site.edit("keybroker.toml", "[memory]", limits);
+    let limits = "[limits]\nconnection_age = \"1h\"";
+    house.site.edit("keybroker.toml", "[limits]", limits);
     let admin = "[listen]\nadmin = \"127.0.0.1:0\"";
     house.site.edit("keybroker.toml", "[listen]", admin);
     let server = house.serve();
@@ -78,6 +78,9 @@ async fn a_server_through_random_faults_answers_rightly_or_as_listed_and_keeps_n
             let span = 100 + dice.below(1900);
             tokio::time::sleep(Duration::from_millis(span)).await;
             mend(&kms, &arn);
+            // A refusal is believed for a while.
+            let span = dice.below(2000);
+            tokio::time::sleep(Duration::from_millis(span)).await;
         }
         drop((end, ended));
         while let Some(done) = soon(callers.join_next()).await {
