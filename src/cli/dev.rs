@@ -44,6 +44,7 @@ pub(super) async fn run(args: &Args) -> Result<(), Failure> {
         let sentence = format!("{} names no listen.tcp", folder.config().display());
         return Err(Failure::new(Exit::Config, sentence));
     };
+    let admin = broking.admin_address();
     let broker = broking.broker().clone();
     let (finished, once) = oneshot::channel::<()>();
     let serving = tokio::spawn(broking.until(async {
@@ -52,7 +53,7 @@ pub(super) async fn run(args: &Args) -> Result<(), Failure> {
             _ = once => {}
         }
     }));
-    let toured = tour::take(&folder, address, &broker).await;
+    let toured = tour::take(&folder, address, admin, &broker).await;
     if args.once || toured.is_err() {
         // Err: a signal was faster.
         let _ = finished.send(());

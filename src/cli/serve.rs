@@ -160,6 +160,11 @@ impl Broking {
         self.server.tcp_address()
     }
 
+    /// The address of the admin listener, its port chosen.
+    pub(super) fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin.as_ref()?.address()
+    }
+
     /// The broker behind it.
     pub(super) fn broker(&self) -> &Arc<Broker> {
         &self.broker

@@ -233,6 +233,7 @@ tenants_file = "tenants.toml"
 
 [listen]
 tcp = "{listen}"
+admin = "127.0.0.1:0"
 
 [tls]
 certificate = "server.pem"

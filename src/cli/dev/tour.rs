@@ -27,6 +27,7 @@ use crate::message::Message;
 pub(super) async fn take(
     folder: &Folder,
     address: SocketAddr,
+    admin: Option<SocketAddr>,
     broker: &Broker,
 ) -> Result<(), Failure> {
     let place = Place {
@@ -61,7 +62,7 @@ pub(super) async fn take(
         return Err(Failure::new(Exit::Software, sentence));
     }
     refusal(&globex, message).await?;
-    next(folder, &address, &place);
+    next(folder, &address, &place, admin);
     Ok(())
 }
 
@@ -140,7 +141,7 @@ async fn refusal(globex: &Client, message: Bytes) -> Result<(), Failure> {
 }
 
 /// What to try, ready to be pasted.
-fn next(folder: &Folder, address: &Address, place: &Place) {
+fn next(folder: &Folder, address: &Address, place: &Place, admin: Option<SocketAddr>) {
     let path = |name: &str| quoted(&folder.file(name));
     let (ca, cert, key) = (path("ca.pem"), path("acme.pem"), path("acme.key"));
     let target = format!("localhost:{}", place.port);
@@ -161,6 +162,9 @@ fn next(folder: &Folder, address: &Address, place: &Place) {
         path("client.py"),
         path("audit.jsonl"),
     ));
+    if let Some(admin) = admin {
+        say(format_args!("what happens now stands at http://{admin}/"));
+    }
 }
 
 async fn connect(folder: &Folder, address: &Address, mate: Playmate) -> Result<Client, Failure> {

@@ -42,6 +42,7 @@ fn one_command_shows_all_of_it() {
         "keybroker decrypt --context region=eu < message",
         "grpcurl -cacert ",
         "client.py localhost:",
+        "what happens now stands at http://127.0.0.1:",
     ] {
         assert!(shown.contains(part), "{part:?} in {shown}");
     }
