@@ -128,7 +128,10 @@ fn regions(regions: &[RegionOverview]) -> String {
             region.unavailable.to_string(),
             region.refused.to_string(),
             region.failovers.to_string(),
-            format!("{:.0} / s", region.requests_per_second),
+            match region.requests_per_second {
+                limit if limit > 0.0 => format!("{limit:.0} / s"),
+                _ => "none".into(),
+            },
             region.queue_length.to_string(),
         ]
     });
