@@ -18,6 +18,7 @@ mod service;
 mod status;
 mod stream;
 pub mod tls;
+mod trace;
 mod witness;
 
 pub use driver::Deadlines;

@@ -13,6 +13,7 @@ pub mod name;
 pub mod strict;
 
 pub mod metrics;
+pub mod trace;
 
 pub mod identity;
 pub mod message;

@@ -1,17 +1,34 @@
-//! Where what the instruments count is collected, and written as Prometheus reads it. The types of
-//! the exporter stay here.
+//! Where what the instruments count is collected, and written as Prometheus reads it; and from where
+//! that and spans leave for an OpenTelemetry collector, if the environment asks for it. The types
+//! of the exporters stay here.
+
+mod export;
+mod variables;
+
+use std::time::Duration;
 
 use opentelemetry::metrics::Meter;
 use opentelemetry::metrics::MeterProvider as _;
+use opentelemetry_sdk::metrics::MeterProviderBuilder;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
+use opentelemetry_sdk::trace::SdkTracerProvider;
 use prometheus::Registry;
 use prometheus::TextEncoder;
+use tokio::task::JoinSet;
+
+use crate::trace::Tracer;
+
+use variables::Misset;
+use variables::Variables;
 
 /// The one collector of a process. Cheap to clone.
 #[derive(Clone)]
 pub struct Telemetry {
     provider: SdkMeterProvider,
     registry: Registry,
+    tracer: Tracer,
+    /// None where no spans are made.
+    spans: Option<SdkTracerProvider>,
 }
 
 /// Why there is no text.
@@ -26,8 +43,41 @@ pub enum Error {
 }
 
 impl Telemetry {
-    /// A collector without instruments.
+    /// A collector without instruments, which exports nothing by itself and makes no spans.
     pub fn new() -> Self {
+        let (builder, registry) = Self::builder();
+        Self {
+            provider: builder.build(),
+            registry,
+            tracer: Tracer::off(),
+            spans: None,
+        }
+    }
+
+    /// A collector that also exports what the environment asks for. What it asks for in vain is told
+    /// in the log.
+    ///
+    /// # Panics
+    /// Outside of a Tokio runtime, which carries what is exported.
+    pub fn from_environment() -> Self {
+        let variables = Variables(|name: &str| std::env::var(name).ok());
+        let resource = export::resource(variables.get("OTEL_SERVICE_NAME"));
+        let (builder, registry) = Self::builder();
+        let builder = builder.with_resource(resource.clone());
+        let builder = match wanted("metrics", export::series(&variables)) {
+            Some(reader) => builder.with_reader(reader),
+            None => builder,
+        };
+        let (spans, tracer) = wanted("spans", export::spans(&variables, resource)).unzip();
+        Self {
+            provider: builder.build(),
+            registry,
+            tracer: tracer.unwrap_or_default(),
+            spans,
+        }
+    }
+
+    fn builder() -> (MeterProviderBuilder, Registry) {
         let registry = Registry::new();
         let exporter = opentelemetry_prometheus::exporter()
             .with_registry(registry.clone())
@@ -36,13 +86,32 @@ impl Telemetry {
             .without_target_info()
             .build()
             .expect("a new registry holds no other collector");
-        let provider = SdkMeterProvider::builder().with_reader(exporter).build();
-        Self { provider, registry }
+        (SdkMeterProvider::builder().with_reader(exporter), registry)
     }
 
     /// Makes the instruments that are collected here.
     pub fn meter(&self) -> Meter {
         self.provider.meter("keybroker")
+    }
+
+    /// Makes the spans that are exported here.
+    pub fn tracer(&self) -> Tracer {
+        self.tracer.clone()
+    }
+
+    /// Exports what is left, and no more after that. A collector that does not take it holds this up
+    /// for 5 s at most.
+    pub async fn stop(self) {
+        let mut ends = JoinSet::new();
+        if let Some(spans) = self.spans {
+            ends.spawn_blocking(move || spans.shutdown_with_timeout(LAST));
+        }
+        ends.spawn_blocking(move || self.provider.shutdown_with_timeout(LAST));
+        while let Some(end) = ends.join_next().await {
+            if let Ok(Err(error)) = end {
+                tracing::warn!(%error, "the last of the telemetry has not reached its collector");
+            }
+        }
     }
 
     /// Collects everything, in the format [`FORMAT`]. Takes a millisecond or more with many
@@ -66,6 +135,18 @@ impl Default for Telemetry {
         Self::new()
     }
 }
+
+/// What is exported, unless it is asked for wrongly.
+fn wanted<T>(what: &'static str, asked: Result<Option<T>, Misset>) -> Option<T> {
+    asked.unwrap_or_else(|error| {
+        tracing::warn!(what, %error, "telemetry is not exported until this is right");
+        None
+    })
+}
+
+/// What a collector has for what is left at the end; of metrics the SDK has its own idea, which is
+/// the same.
+const LAST: Duration = Duration::from_secs(5);
 
 /// The content type of [`Telemetry::text`].
 pub const FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";

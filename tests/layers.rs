@@ -17,7 +17,7 @@ use std::slice;
 /// trusted without the rest. From the tools that know nothing of the service, over who calls and
 /// what a message is, to keys and who may use them; then the operations, which know no gRPC; then
 /// gRPC, which knows no files; then what joins them all.
-const ORDER: [&str; 23] = [
+const ORDER: [&str; 24] = [
     "sync",
     "clock",
     "mem",
@@ -25,6 +25,7 @@ const ORDER: [&str; 23] = [
     "name",
     "strict",
     "metrics",
+    "trace",
     "identity",
     "message",
     "kms",
@@ -54,7 +55,7 @@ const HOMES: [(&str, &[&str]); 14] = [
     ("http", &["grpc", "admin"]),
     ("hyper*", &["grpc", "admin"]),
     ("moka", &["datakeys"]),
-    ("opentelemetry", &["metrics", "telemetry"]),
+    ("opentelemetry", &["metrics", "telemetry", "trace"]),
     ("opentelemetry_*", &["telemetry"]),
     ("prometheus", &["telemetry"]),
     ("rcgen", &["cli/dev"]),

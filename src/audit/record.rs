@@ -295,7 +295,8 @@ impl Phase {
 }
 
 impl Cache {
-    fn name(self) -> &'static str {
+    /// As the record says it.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Coalesced => "coalesced",
             Self::Hit => "hit",

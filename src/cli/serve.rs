@@ -61,6 +61,7 @@ pub(super) struct Broking {
     server: Server,
     admin: Option<Admin>,
     broker: Arc<Broker>,
+    telemetry: Telemetry,
     /// None where nothing is kept for the next start.
     keeper: Option<Keeper>,
 }
@@ -90,12 +91,17 @@ impl Broking {
                 Arc::clone(&clock),
             ));
         }
-        let telemetry = Telemetry::new();
+        let telemetry = Telemetry::from_environment();
         let metrics = Metrics::new(&telemetry.meter());
         metrics.loaded(clock.wall());
         let sink = Sink::open(&config.audit).map_err(|error| Failure::config(&error))?;
-        let guarded = Guarded::new(Arc::new(backends), &config.kms.aws, metrics.clone())
-            .map_err(|error| Failure::config(&error))?;
+        let guarded = Guarded::new(
+            Arc::new(backends),
+            &config.kms.aws,
+            metrics.clone(),
+            telemetry.tracer(),
+        )
+        .map_err(|error| Failure::config(&error))?;
         let data_keys = DataKeys::new(
             Arc::new(guarded),
             Arc::clone(&clock),
@@ -108,6 +114,7 @@ impl Broking {
             broker: Arc::clone(&broker),
             audit: Audit::new(sink, Arc::clone(&clock)),
             clock: Arc::clone(&clock),
+            tracer: telemetry.tracer(),
         };
         let server = Server::bind(parts, &config.listen, config.limits.clone(), state.material)
             .await
@@ -123,7 +130,7 @@ impl Broking {
         }
         let admin = match config.listen.admin {
             Some(address) => {
-                let view = admin::View::new(telemetry, metrics.clone(), server.handle());
+                let view = admin::View::new(telemetry.clone(), metrics.clone(), server.handle());
                 let admin = Admin::bind(address, view).await;
                 Some(admin.map_err(|error| unbound(&error))?)
             }
@@ -151,6 +158,7 @@ impl Broking {
             server,
             admin,
             broker,
+            telemetry,
             keeper,
         })
     }
@@ -186,6 +194,7 @@ impl Broking {
             keeping.end().await;
         }
         aside.shutdown().await;
+        self.telemetry.stop().await;
         tracing::info!("stopped");
     }
 }

@@ -15,10 +15,12 @@ use crate::sync::Mutex;
 use crate::sync::atomic::AtomicU64;
 use crate::sync::atomic::Ordering;
 use crate::sync::lock;
+use crate::trace::Cause;
 
 /// How a call waits for KMS. It lives as long as the call.
 pub struct Patience {
     until: Instant,
+    cause: Cause,
     place: Mutex<Place>,
 }
 
@@ -31,10 +33,11 @@ enum Place {
 
 impl Patience {
     /// Of a call that ends then, whatever has come. When it begins to wait it gives `place` up,
-    /// whose other holders shall not wait with it.
-    pub fn new(until: Instant, place: Option<OwnedSemaphorePermit>) -> Self {
+    /// whose other holders shall not wait with it. `cause` is what it asks of KMS made for.
+    pub fn new(until: Instant, place: Option<OwnedSemaphorePermit>, cause: Cause) -> Self {
         Self {
             until,
+            cause,
             place: Mutex::new(Place::Working(place)),
         }
     }
@@ -54,14 +57,14 @@ impl Patience {
     /// What KMS is asked for `permit`.
     pub(super) fn demand(&self, permit: &Permit) -> Demand {
         let tenant = permit.key().tenant();
-        Demand::new(tenant.id().clone(), tenant.weight(), self.until)
+        Demand::new(tenant.id().clone(), tenant.weight(), self.until).caused_by(self.cause.clone())
     }
 }
 
 impl Default for Patience {
     /// Of work that holds no place and waits as long as any call may.
     fn default() -> Self {
-        Self::new(Instant::now() + LONGEST, None)
+        Self::new(Instant::now() + LONGEST, None, Cause::Nobody)
     }
 }
 

@@ -43,6 +43,7 @@ use crate::grpc::witness::Rpc;
 use crate::grpc::witness::Witness;
 use crate::grpc::witness::Work;
 use crate::strict::OutOfBounds;
+use crate::trace::Tracer;
 
 /// What the server serves.
 pub struct Parts {
@@ -52,6 +53,8 @@ pub struct Parts {
     pub audit: Arc<Audit>,
     /// The time.
     pub clock: Arc<dyn Clock>,
+    /// Makes the spans of calls.
+    pub tracer: Tracer,
 }
 
 /// Bounds of the server as a whole, each with a ceiling above which it is refused.
@@ -258,6 +261,7 @@ impl Server {
             routes.prepare(),
             methods(&parts.broker, listen),
             parts.audit,
+            parts.tracer,
             Arc::clone(&clock),
             witness::Bounds {
                 in_flight: limits.in_flight,

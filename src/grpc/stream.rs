@@ -42,8 +42,10 @@ use crate::grpc::convert::stream::Stream;
 use crate::grpc::service::failure;
 use crate::grpc::status::of_tonic;
 use crate::grpc::status::status;
+use crate::grpc::trace::answered;
 use crate::grpc::witness::Passage;
 use crate::quota;
+use crate::trace::Span;
 
 /// What a call that may go on for long brings along beside its [`Passage`].
 #[derive(Clone)]
@@ -55,6 +57,8 @@ pub(super) struct Lasting {
     pub(super) _places: Arc<(OwnedSemaphorePermit, OpenStream)>,
     /// The `eventID` of the record that says that it was opened.
     pub(super) id: Uuid,
+    /// Lasts as long.
+    pub(super) span: Span,
     /// True when that is accepted; without a sender when it never will be.
     pub(super) opened: watch::Receiver<bool>,
     /// When the client wants it over.
@@ -228,10 +232,9 @@ impl<S: Stream> Lane<S> {
             Ok(()) => error,
             Err(unavailable) => Some(unavailable.into()),
         };
-        Some(match error {
-            None => Ok(()),
-            Some(error) => Err(status(&error, &self.watch.passage.request_id)),
-        })
+        let status = error.map(|error| status(&error, &self.watch.passage.request_id));
+        answered(&self.watch.lasting.span, &notes, status.as_ref());
+        Some(status.map_or(Ok(()), Err))
     }
 
     async fn carry(

@@ -1,6 +1,6 @@
 //! The layer around the routes: it opens the audit record before anything can fail, turns away
 //! calls that have no business further in, bounds each call in time, and lets no answer out before
-//! its record is accepted.
+//! its record is accepted. A call's span, if it has one, is as long as its record is open.
 //!
 //! What tonic answers by itself (an unknown path, a body over the limit or undecodable) passes here
 //! too, and leaves as a row of our own error table.
@@ -44,7 +44,11 @@ use crate::grpc::service::failure;
 use crate::grpc::status::of_tonic;
 use crate::grpc::status::status;
 use crate::grpc::stream::Lasting;
+use crate::grpc::trace::answered;
+use crate::grpc::trace::begin;
 use crate::quota;
+use crate::trace::Span;
+use crate::trace::Tracer;
 
 /// What a call brings along to its method.
 #[derive(Clone)]
@@ -111,6 +115,7 @@ struct Inner {
     /// By path, exactly: nothing that only looks like one of them gets past here.
     methods: HashMap<String, Method>,
     audit: Arc<Audit>,
+    tracer: Tracer,
     clock: Arc<dyn Clock>,
     in_flight: Arc<Semaphore>,
     streams: Arc<Semaphore>,
@@ -124,6 +129,7 @@ impl Witness {
         open: Routes,
         methods: HashMap<String, Method>,
         audit: Arc<Audit>,
+        tracer: Tracer,
         clock: Arc<dyn Clock>,
         bounds: Bounds,
     ) -> Self {
@@ -132,6 +138,7 @@ impl Witness {
             open,
             methods,
             audit,
+            tracer,
             clock,
             in_flight: Arc::new(Semaphore::new(bounds.in_flight)),
             streams: Arc::new(Semaphore::new(bounds.streams)),
@@ -164,12 +171,17 @@ impl Witness {
         let entry = inner.audit.begin();
         let notes = entry.notes();
         let request_id = request_id(request.headers(), || entry.id());
-        notes.add(|record| introduce(record, rpc, connection, request.headers(), &request_id));
+        let (span, trace_id) = begin(&inner.tracer, rpc, request.headers());
+        notes.add(|record| {
+            introduce(record, rpc, connection, request.headers(), &request_id);
+            record.trace_id = trace_id;
+        });
 
         let opened = Opened {
             notes: &notes,
             request_id: &request_id,
             id: entry.id(),
+            span: &span,
             until: Instant::now() + patience(request.headers()),
         };
         let pass = AssertUnwindSafe(inner.pass(connection, rpc, request, &opened));
@@ -201,14 +213,16 @@ impl Witness {
         } else {
             entry.finish().await
         };
-        match recorded {
-            Ok(()) => {
-                if let Some(begun) = begun {
-                    begun.send_replace(true);
-                }
-            }
+        match (recorded, begun) {
+            (Ok(()), None) => answered(&span, &notes, response_status(&response)),
+            // It says itself what it comes to.
+            (Ok(()), Some(begun)) => _ = begun.send_replace(true),
             // The record is lost, so the answer must be too.
-            Err(unavailable) => response = status(&unavailable.into(), &request_id).into_http(),
+            (Err(unavailable), _) => {
+                let status = status(&unavailable.into(), &request_id);
+                answered(&span, &notes, Some(&status));
+                response = status.into_http();
+            }
         }
         if let Ok(value) = HeaderValue::from_str(&request_id) {
             response.headers_mut().insert(REQUEST_ID.clone(), value);
@@ -247,6 +261,7 @@ struct Opened<'a> {
     request_id: &'a Arc<str>,
     /// The record's.
     id: Uuid,
+    span: &'a Span,
     /// When the call ends, whatever it has come to.
     until: Instant,
 }
@@ -264,7 +279,7 @@ impl Inner {
         &self,
         connection: &Arc<Connection>,
         headers: &HeaderMap,
-        id: Uuid,
+        call: &Opened<'_>,
         opened: watch::Receiver<bool>,
     ) -> Result<Lasting, Error> {
         let room = Arc::clone(&self.streams).try_acquire_owned();
@@ -273,7 +288,8 @@ impl Inner {
             clock: Arc::clone(&self.clock),
             connection: Arc::clone(connection),
             _places: Arc::new((room.map_err(|_| Error::Overloaded)?, connection.stream())),
-            id,
+            id: call.id,
+            span: call.span.clone(),
             opened,
             // One that is out of reach is none.
             deadline: allowed(headers).and_then(|allowed| Instant::now().checked_add(allowed)),
@@ -308,7 +324,7 @@ impl Inner {
             Work::Stream => {
                 let mut request = request.map(Body::new);
                 let opened = begun.insert(watch::Sender::new(false)).subscribe();
-                let lasting = self.lasting(connection, request.headers(), call.id, opened)?;
+                let lasting = self.lasting(connection, request.headers(), call, opened)?;
                 request.extensions_mut().insert(lasting);
                 (request, None, None)
             }
@@ -318,7 +334,7 @@ impl Inner {
             notes: call.notes.clone(),
             request_id: Arc::clone(call.request_id),
         });
-        let patience = Arc::new(Patience::new(call.until, turn));
+        let patience = Arc::new(Patience::new(call.until, turn, call.span.cause()));
         request.extensions_mut().insert(patience);
         match rpc.work {
             Work::Long | Work::Stream => step_aside().await,
@@ -330,15 +346,20 @@ impl Inner {
         };
         let response = match place {
             // A refusal may be held back, and shall not keep others from the room.
-            Some(place) if response.extensions().get::<Status>().is_none() => place.hold(response),
+            Some(place) if response_status(&response).is_none() => place.hold(response),
             Some(_) | None => response,
         };
-        match response.extensions().get::<Status>() {
+        match response_status(&response) {
             // Our own methods note why they fail; a status without a note is tonic's.
             Some(status) if !call.notes.failed() => Err(of_tonic(status.code(), rpc.limit)),
             Some(_) | None => Ok(Passed { response, begun }),
         }
     }
+}
+
+/// Why the call failed, if it did.
+fn response_status(response: &http::Response<Body>) -> Option<&Status> {
+    response.extensions().get()
 }
 
 /// Notes what is known of a call before anything of it is believed.
@@ -352,7 +373,6 @@ fn introduce(
     record.event_name = rpc.map(|rpc| Arc::clone(&rpc.name));
     record.origin = Some(Arc::clone(&connection.origin));
     record.user_agent = text(headers, &USER_AGENT).map(|agent| connection.agent(agent));
-    record.trace_id = text(headers, &TRACEPARENT).and_then(trace_id);
     record.request_id = Some(Arc::clone(request_id));
 }
 
@@ -360,7 +380,7 @@ fn introduce(
 fn came_too_many(outcome: &Result<Passed, Error>) -> bool {
     match outcome {
         Ok(passed) => {
-            let status = passed.response.extensions().get::<Status>();
+            let status = response_status(&passed.response);
             status.is_some_and(|status| status.code() == Code::ResourceExhausted)
         }
         Err(error) => matches!(error, Error::Overloaded | Error::RateLimited(_)),
@@ -415,14 +435,8 @@ fn request_id(headers: &HeaderMap, own: impl FnOnce() -> Uuid) -> Arc<str> {
     }
 }
 
-/// The trace id of a W3C `traceparent`.
-fn trace_id(parent: &str) -> Option<String> {
-    let id = parent.split('-').nth(1)?;
-    (id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit())).then(|| id.to_owned())
-}
-
 /// A header's value if it is printable, cut to a sane length.
-fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+pub(super) fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     let value = headers.get(name)?.to_str().ok()?;
     // ASCII, so it can be cut anywhere.
     Some(value.get(..256).unwrap_or(value))
@@ -431,7 +445,6 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
 // Names made once: to make one of a text is to parse and, for the answer, to copy it.
 static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// The mean time for which a call waits for its refusal when there are too many.
 const HELD_BACK: Duration = Duration::from_millis(100);
 /// The cap of every method: a KMS that answers at all answers by then.

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use crate::name::TenantId;
 use crate::sync::Mutex;
 use crate::sync::lock;
+use crate::trace::Cause;
 
 /// What a call to KMS is made for: a tenant, and those of its callers who wait for the answer.
 ///
@@ -16,6 +17,7 @@ use crate::sync::lock;
 pub struct Demand {
     tenant: TenantId,
     weight: u32,
+    cause: Cause,
     state: Arc<Mutex<State>>,
 }
 
@@ -30,6 +32,11 @@ impl Demand {
     /// twice as many calls where there are too few for all.
     pub fn new(tenant: TenantId, weight: u32, until: Instant) -> Self {
         Self::with(tenant, weight, until, true)
+    }
+
+    /// The same, with the spans of its requests caused by that.
+    pub fn caused_by(self, cause: Cause) -> Self {
+        Self { cause, ..self }
     }
 
     /// A demand for which nobody waits: what it brings is of use later, and it may be given up
@@ -47,6 +54,7 @@ impl Demand {
         Self {
             tenant,
             weight: weight.max(1),
+            cause: Cause::Nobody,
             state: Arc::new(Mutex::new(state)),
         }
     }
@@ -59,6 +67,11 @@ impl Demand {
     /// The tenant's weight, at least 1.
     pub fn weight(&self) -> u32 {
         self.weight
+    }
+
+    /// What the spans of its requests are caused by: who began it, whoever joined.
+    pub fn cause(&self) -> &Cause {
+        &self.cause
     }
 
     /// Adds a caller who waits until then. False when it is over: the caller needs another one.

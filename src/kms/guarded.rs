@@ -40,6 +40,7 @@ use crate::kms::aws;
 use crate::kms::guarded::gate::Answer;
 use crate::kms::guarded::gate::Gate;
 use crate::kms::guarded::gate::Turn;
+use crate::kms::guarded::regions::Answered;
 use crate::kms::guarded::regions::Guard;
 use crate::kms::guarded::regions::Regions;
 use crate::kms::guarded::regions::Request;
@@ -50,6 +51,7 @@ use crate::message::EncryptedDataKey;
 use crate::message::EncryptionContext;
 use crate::metrics::KmsOperation;
 use crate::metrics::Metrics;
+use crate::trace::Tracer;
 
 /// A KMS whose calls end in time, are made where it is well, at the rate that it takes and by turns of the tenants,
 /// are made again where that helps and harms nobody, and are not made at all while they fail.
@@ -85,7 +87,8 @@ pub struct Guarded {
 }
 
 impl Guarded {
-    /// Guards `kms` with the timeouts of `config`, for the keys of all services.
+    /// Guards `kms` with the timeouts of `config`, for the keys of all services. Each request has a
+    /// span of `tracer`'s, or none.
     ///
     /// # Errors
     /// [`aws::Misconfigured`] for a timeout out of bounds.
@@ -96,9 +99,11 @@ impl Guarded {
         kms: Arc<dyn Kms>,
         config: &aws::Config,
         metrics: Metrics,
+        tracer: Tracer,
     ) -> Result<Self, aws::Misconfigured> {
         let (attempt, operation) = config.timeouts()?;
-        let regions = Arc::new(Regions::new(config.requests_per_second, metrics));
+        let regions = Regions::new(config.requests_per_second, metrics, tracer);
+        let regions = Arc::new(regions);
         let tending = tokio::spawn(tend(Arc::clone(&regions)));
         Ok(Self {
             kms,
@@ -110,7 +115,7 @@ impl Guarded {
     }
 
     /// Calls the key in one Region after another, as long as they have no room or do not answer.
-    async fn call<'a, T>(
+    async fn call<'a, T: Answered>(
         &'a self,
         key: &'a KeyRef,
         operation: KmsOperation,
@@ -119,21 +124,23 @@ impl Guarded {
     ) -> Result<T, Error> {
         let mut route = self.regions.route(key, Instant::now());
         let last = route.pop().expect("every key is in a Region");
+        let mut attempt = 1;
         for stop in route {
-            let begin = begin(&stop.guard, operation, demand);
+            let begin = begin(&stop.guard, operation, demand, attempt);
             match self.call_once(&stop, begin, || ask(stop.key)).await {
                 Err(Error::Crowded { .. } | Error::Throttled | Error::Unavailable(_)) => {
                     stop.guard.failed_over();
+                    attempt += 1;
                 }
                 answer => return answer,
             }
         }
         let ask = || ask(last.key);
-        self.call_in(&last, operation, demand, ask).await
+        self.call_in(&last, operation, demand, attempt, ask).await
     }
 
     /// One attempt in a Region, if its turn comes soon: another Region may have room.
-    async fn call_once<'a, T>(
+    async fn call_once<'a, T: Answered>(
         &'a self,
         stop: &Stop<'_>,
         begin: impl Future<Output = Result<(Request<'_>, Option<Turn>), Error>>,
@@ -151,22 +158,23 @@ impl Guarded {
         answer
     }
 
-    /// As many attempts in a Region as are worth it.
-    async fn call_in<'a, T>(
+    /// As many attempts in a Region as are worth it, numbered from `attempt` on.
+    async fn call_in<'a, T: Answered>(
         &'a self,
         stop: &Stop<'_>,
         operation: KmsOperation,
         demand: Option<&Demand>,
+        mut attempt: u32,
         ask: impl Fn() -> BoxFuture<'a, Result<T, Error>>,
     ) -> Result<T, Error> {
         let guard = &stop.guard;
-        let (mut request, mut turn) = begin(guard, operation, demand).await?;
+        let (mut request, mut turn) = begin(guard, operation, demand, attempt).await?;
         let deadline = Instant::now() + self.operation;
         let mut retries = 0;
         loop {
             let awaited = demand.filter(|_| retries > 0);
-            let attempt = self.attempt(stop, request, deadline, awaited, ask());
-            let error = match attempt.await {
+            let attempted = self.attempt(stop, request, deadline, awaited, ask());
+            let error = match attempted.await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
@@ -185,7 +193,8 @@ impl Guarded {
             }
             tokio::time::sleep(pause).await;
             let latest = deadline - self.attempt;
-            let begun = begin(guard, operation, demand);
+            attempt += 1;
+            let begun = begin(guard, operation, demand, attempt);
             match tokio::time::timeout_at(latest, begun).await {
                 Ok(Ok(next)) => (request, turn) = next,
                 Ok(Err(_)) | Err(_) => return Err(error),
@@ -196,7 +205,7 @@ impl Guarded {
     }
 
     /// One attempt, which is given up when nobody of `awaited` waits any more.
-    async fn attempt<T>(
+    async fn attempt<T: Answered>(
         &self,
         stop: &Stop<'_>,
         request: Request<'_>,
@@ -238,6 +247,7 @@ async fn begin<'g>(
     guard: &'g Guard,
     operation: KmsOperation,
     demand: Option<&Demand>,
+    attempt: u32,
 ) -> Result<(Request<'g>, Option<Turn>), Error> {
     let not_asked = || Error::Unavailable(NOT_ASKED.to_owned());
     if guard.refuses(Instant::now()) {
@@ -251,7 +261,8 @@ async fn begin<'g>(
     if demand.is_some_and(|demand| demand.is_over(now)) {
         return Err(Error::Unavailable(NOBODY.to_owned()));
     }
-    let request = guard.begin(operation, now).ok_or_else(not_asked)?;
+    let request = guard.begin(operation, demand, attempt, now);
+    let request = request.ok_or_else(not_asked)?;
     if let Some(turn) = &mut turn {
         turn.use_at(now);
     }

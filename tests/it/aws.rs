@@ -21,6 +21,7 @@ use keybroker::kms::aws::Config;
 use keybroker::message::EncryptedDataKey;
 use keybroker::message::EncryptionContext;
 use keybroker::metrics::Metrics;
+use keybroker::trace::Tracer;
 use tokio::net::TcpListener;
 
 use crate::harness::demand;
@@ -396,7 +397,7 @@ async fn slow_credentials_are_not_held_against_kms() {
     });
     let aws = Aws::new(&credentials(slow), config.clone()).unwrap();
     let metrics = Metrics::unread();
-    let guarded = Guarded::new(Arc::new(aws), &config, metrics.clone()).unwrap();
+    let guarded = Guarded::new(Arc::new(aws), &config, metrics.clone(), Tracer::off()).unwrap();
     guarded
         .generate_data_key(&key, &acme(), &demand())
         .await

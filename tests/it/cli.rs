@@ -17,6 +17,7 @@ mod scan;
 mod serving;
 mod site;
 mod soak;
+mod spans;
 mod starts;
 mod usage;
 mod warming;

@@ -16,6 +16,7 @@ use keybroker::kms::Kms as _;
 use keybroker::kms::aws::Config;
 use keybroker::message::EncryptionContext;
 use keybroker::metrics::Metrics;
+use keybroker::trace::Tracer;
 use tokio::time::Instant;
 use tonic::Code;
 use tonic::IntoRequest as _;
@@ -43,7 +44,7 @@ impl Scene {
     fn with(config: Config) -> Self {
         let fake = Arc::new(FakeKms::default());
         Self {
-            guarded: Guarded::new(fake.clone(), &config, Metrics::unread()).unwrap(),
+            guarded: Guarded::new(fake.clone(), &config, Metrics::unread(), Tracer::off()).unwrap(),
             fake,
             key: ARN.parse().unwrap(),
         }

@@ -17,6 +17,7 @@ use keybroker::message::EncryptionContext;
 use keybroker::metrics::KmsOperation;
 use keybroker::metrics::KmsOutcome;
 use keybroker::metrics::Metrics;
+use keybroker::trace::Tracer;
 use tokio::time::Instant;
 
 use crate::harness::FakeKms;
@@ -44,7 +45,7 @@ impl Scene {
     fn with(config: Config) -> Self {
         let fake = Arc::new(FakeKms::default());
         let metrics = Metrics::unread();
-        let guarded = Guarded::new(fake.clone(), &config, metrics.clone()).unwrap();
+        let guarded = Guarded::new(fake.clone(), &config, metrics.clone(), Tracer::off()).unwrap();
         Self {
             fake,
             guarded: Arc::new(guarded),

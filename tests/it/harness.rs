@@ -71,6 +71,7 @@ use keybroker::policy::Policy;
 use keybroker::quota;
 use keybroker::quota::Quotas;
 use keybroker::telemetry::Telemetry;
+use keybroker::trace::Tracer;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -323,7 +324,7 @@ impl Broker {
         let metrics = Metrics::new(&telemetry.meter());
         let mut kms = setup.kms.unwrap_or_else(|| fake.clone());
         if let Some(config) = &setup.guard {
-            kms = Arc::new(Guarded::new(kms, config, metrics.clone()).unwrap());
+            kms = Arc::new(Guarded::new(kms, config, metrics.clone(), Tracer::off()).unwrap());
         }
         let data_keys = DataKeys::new(kms, Arc::clone(&setup.clock), metrics.clone(), &setup.cache);
         let quotas = Quotas::new(&setup.quota, metrics.clone(), Arc::clone(&setup.clock));
@@ -335,6 +336,7 @@ impl Broker {
             broker: Arc::clone(&broker),
             audit: Audit::new(Sink::to(trail.clone()), Arc::clone(&setup.clock)),
             clock: Arc::clone(&setup.clock),
+            tracer: Tracer::off(),
         };
         let server = Server::bind(parts, &setup.listen, setup.limits, Some(material))
             .await

@@ -17,6 +17,7 @@ use keybroker::kms::aws::Config;
 use keybroker::message::EncryptedDataKey;
 use keybroker::message::EncryptionContext;
 use keybroker::metrics::Metrics;
+use keybroker::trace::Tracer;
 use tokio::time::Instant;
 
 use crate::harness::demand;
@@ -52,7 +53,7 @@ impl Scene {
         };
         let metrics = Metrics::unread();
         let aws = Arc::new(fake.aws_with(config.clone()));
-        let guarded = Guarded::new(aws, &config, metrics.clone()).unwrap();
+        let guarded = Guarded::new(aws, &config, metrics.clone(), Tracer::off()).unwrap();
         let key = KeyRef::MultiRegion(Replicas::new(near.clone(), [FAR]).unwrap());
         Self {
             fake,

@@ -39,6 +39,7 @@ use keybroker::name;
 use keybroker::policy;
 use keybroker::policy::Policy;
 use keybroker::strict;
+use keybroker::trace;
 use libtest_mimic::Arguments;
 use libtest_mimic::Trial;
 use shuttle::Runner;

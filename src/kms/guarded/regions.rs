@@ -8,8 +8,11 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::crypto::random;
+use crate::kms::DataKey;
+use crate::kms::Demand;
 use crate::kms::Error;
 use crate::kms::KeyRef;
+use crate::kms::Unwrapped;
 use crate::kms::guarded::breaker::Breaker;
 use crate::kms::guarded::breaker::Change;
 use crate::kms::guarded::breaker::Pass;
@@ -25,10 +28,16 @@ use crate::metrics::KmsTally;
 use crate::metrics::Metrics;
 use crate::sync::Mutex;
 use crate::sync::lock;
+use crate::trace;
+use crate::trace::Cause;
+use crate::trace::Fault;
+use crate::trace::Span;
+use crate::trace::Tracer;
 
 /// All that were called of late.
 pub(super) struct Regions {
     metrics: Metrics,
+    tracer: Tracer,
     /// Requests a second to an account of AWS in a Region.
     limit: u32,
     known: Mutex<Known>,
@@ -48,6 +57,7 @@ struct Region {
     /// As the keys tell that other Regions have too.
     health: Mutex<Health>,
     tally: Arc<KmsTally>,
+    tracer: Tracer,
 }
 
 /// What the keys of an account in a Region share, as they share its quota.
@@ -81,13 +91,15 @@ pub(super) struct Request<'a> {
     operation: KmsOperation,
     began: Instant,
     pass: Option<Pass<'a>>,
+    span: Span,
 }
 
 impl Regions {
     /// Regions whose accounts are sent at most `limit` requests a second each.
-    pub(super) fn new(limit: u32, metrics: Metrics) -> Self {
+    pub(super) fn new(limit: u32, metrics: Metrics, tracer: Tracer) -> Self {
         Self {
             metrics,
+            tracer,
             limit,
             known: Mutex::default(),
         }
@@ -110,6 +122,7 @@ impl Regions {
                 budget: Mutex::default(),
                 health: Mutex::default(),
                 tally: self.metrics.kms(name),
+                tracer: self.tracer.clone(),
             })
         });
         let place = (name.to_owned(), key.account().to_owned());
@@ -261,15 +274,32 @@ impl Guard {
         self.breaker.refuses(now)
     }
 
-    /// Begins a request, unless the breaker is open.
-    pub(super) fn begin(&self, operation: KmsOperation, now: Instant) -> Option<Request<'_>> {
+    /// Begins the request of a call's `attempt`, unless the breaker is open.
+    pub(super) fn begin(
+        &self,
+        operation: KmsOperation,
+        demand: Option<&Demand>,
+        attempt: u32,
+        now: Instant,
+    ) -> Option<Request<'_>> {
         let pass = self.breaker.admit(now)?;
         self.show(Breaker::circuit);
+        let request = trace::Request {
+            system: match &self.key {
+                KeyRef::Aws(_) | KeyRef::MultiRegion(_) => "aws-api",
+                KeyRef::Local(_) => self.key.provider_id(),
+            },
+            operation: operation.label(),
+            region: &self.region.name,
+            attempt,
+        };
+        let cause = demand.map_or(&Cause::Nobody, Demand::cause);
         Some(Request {
             guard: self,
             operation,
             began: now,
             pass: Some(pass),
+            span: self.region.tracer.request(cause, &request),
         })
     }
 
@@ -311,9 +341,16 @@ impl Guard {
 
 impl Request<'_> {
     /// Ends the request with its answer.
-    pub(super) fn end<T>(mut self, answer: &Result<T, Error>, now: Instant) {
+    pub(super) fn end<T: Answered>(mut self, answer: &Result<T, Error>, now: Instant) {
         let error = answer.as_ref().err();
         let outcome = error.map_or(KmsOutcome::Done, outcome);
+        let request_id = answer.as_ref().ok().and_then(Answered::request_id);
+        self.span.note(trace::REQUEST_ID, request_id);
+        let fault = match error {
+            None => Fault::None,
+            Some(_) => Fault::Own,
+        };
+        self.span.came_to(outcome.label(), fault);
         let guard = self.guard;
         let took = now.saturating_duration_since(self.began);
         guard.region.tally.request(self.operation, outcome, took);
@@ -325,6 +362,30 @@ impl Request<'_> {
             guard.tell(change, error);
         }
         guard.show(Breaker::circuit);
+    }
+}
+
+/// An answer of KMS.
+pub(super) trait Answered {
+    /// How KMS names the request, as far as it says.
+    fn request_id(&self) -> Option<&str>;
+}
+
+impl Answered for DataKey {
+    fn request_id(&self) -> Option<&str> {
+        self.request_id.as_deref()
+    }
+}
+
+impl Answered for Unwrapped {
+    fn request_id(&self) -> Option<&str> {
+        self.request_id.as_deref()
+    }
+}
+
+impl Answered for () {
+    fn request_id(&self) -> Option<&str> {
+        None
     }
 }
 

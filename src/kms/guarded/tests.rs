@@ -18,6 +18,7 @@ use crate::metrics::Circuit;
 use crate::metrics::KmsOperation;
 use crate::metrics::KmsOutcome;
 use crate::metrics::Metrics;
+use crate::trace::Tracer;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -304,14 +305,16 @@ fn key() -> KeyRef {
 #[tokio::test]
 async fn a_key_that_nobody_asks_for_is_forgotten_and_so_is_its_circuit() {
     let metrics = Metrics::unread();
-    let regions = Regions::new(1000, metrics.clone());
+    let regions = Regions::new(1000, metrics.clone(), Tracer::off());
     let now = Instant::now();
     let guard = regions.guard(&key(), now);
     for _ in 0..20 {
-        let request = guard.begin(KmsOperation::Decrypt, now).expect("a request");
+        let request = guard
+            .begin(KmsOperation::Decrypt, None, 1, now)
+            .expect("a request");
         request.end(&Err::<(), _>(Error::Unavailable("away".into())), now);
     }
-    assert!(guard.begin(KmsOperation::Decrypt, now).is_none());
+    assert!(guard.begin(KmsOperation::Decrypt, None, 1, now).is_none());
     let tally = metrics.kms("eu-west-1");
     assert_eq!(tally.circuit_state(), 2);
 
@@ -328,19 +331,27 @@ async fn a_key_that_nobody_asks_for_is_forgotten_and_so_is_its_circuit() {
 #[tokio::test]
 async fn a_request_that_is_dropped_is_counted_and_is_no_probe() {
     let metrics = Metrics::unread();
-    let regions = Regions::new(1000, metrics.clone());
+    let regions = Regions::new(1000, metrics.clone(), Tracer::off());
     let now = Instant::now();
     let guard = regions.guard(&key(), now);
     for _ in 0..20 {
-        let request = guard.begin(KmsOperation::Decrypt, now).expect("a request");
+        let request = guard
+            .begin(KmsOperation::Decrypt, None, 1, now)
+            .expect("a request");
         request.end(&Err::<(), _>(Error::Credentials("none".into())), now);
     }
     let later = now + SECOND * 5;
     let tally = metrics.kms("eu-west-1");
-    drop(guard.begin(KmsOperation::Decrypt, later).expect("a probe"));
+    drop(
+        guard
+            .begin(KmsOperation::Decrypt, None, 1, later)
+            .expect("a probe"),
+    );
     assert_eq!(tally.circuit_state(), 1);
-    let probe = guard.begin(KmsOperation::Decrypt, later).expect("a probe");
-    assert!(guard.begin(KmsOperation::Decrypt, later).is_none());
+    let probe = guard
+        .begin(KmsOperation::Decrypt, None, 1, later)
+        .expect("a probe");
+    assert!(guard.begin(KmsOperation::Decrypt, None, 1, later).is_none());
     probe.end(&Ok(()), later);
     assert_eq!(tally.circuit_state(), 0);
     let counted = [

@@ -28,13 +28,14 @@ use crate::harness::Refusal;
 use crate::harness::WEB;
 use crate::harness::framed;
 use crate::harness::rpcs;
+use crate::support::collector::Collector;
 use crate::support::fake_kms::FakeKms;
 use crate::support::fake_kms::Fault;
 use crate::support::fake_kms::Operation;
 use crate::support::http1;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_secret_is_in_logs_records_metrics_or_errors() {
+async fn no_secret_is_in_logs_records_metrics_spans_or_errors() {
     let mut canaries = Canaries::new();
     let kms = FakeKms::start().await;
     let keys = KEYS.map(|id| (id, kms.key("eu-central-1")));
@@ -63,8 +64,13 @@ async fn no_secret_is_in_logs_records_metrics_or_errors() {
     let identity = house.authority.client(WEB);
     canaries.private_key("the client's key", &identity.key());
 
+    let collector = Collector::start().await;
+    let header = format!("x-token={}", canaries.text("the collector's token"));
     let mut command = house.equip(Command::new(KEYBROKER));
     command
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint())
+        .env("OTEL_EXPORTER_OTLP_HEADERS", header)
+        .env("OTEL_METRICS_EXPORTER", "otlp")
         .env("RUST_LOG", LOUD)
         .env("AWS_SECRET_ACCESS_KEY", canaries.text("the secret key"))
         .env("AWS_SESSION_TOKEN", canaries.text("the session token"));
@@ -101,6 +107,7 @@ async fn no_secret_is_in_logs_records_metrics_or_errors() {
         ("output", &out),
         ("audit", &audit),
         ("answers", &answers.0),
+        ("spans and metrics", &collector.bytes()),
     ];
     let leaks = places.map(|(place, bytes)| canaries.find_in(bytes, place));
     assert!(leaks.concat().is_empty(), "{leaks:#?}");
@@ -126,7 +133,18 @@ async fn no_secret_is_in_logs_records_metrics_or_errors() {
     for mark in ["try_attempt", "orchestrator", "invoke{"] {
         assert!(!holds(&log, mark), "{mark} is the AWS SDK's");
     }
-    for planted in [&log, &audit, &answers.0] {
+    for mark in [
+        "keybroker.v1.KeyBrokerService/ReEncrypt",
+        "tenants/acme/keys/orders",
+        "KMS/GenerateDataKey",
+        "keybroker_kms_requests",
+    ] {
+        assert!(
+            holds(&collector.bytes(), mark),
+            "no {mark} in the telemetry"
+        );
+    }
+    for planted in [&log, &audit, &answers.0, &collector.bytes()] {
         let planted = [planted, fixed.as_bytes()].concat();
         assert!(!canaries.find_in(&planted, "planted").is_empty());
     }

@@ -14,6 +14,7 @@ use keybroker::kms::Kms as _;
 use keybroker::kms::aws::Config;
 use keybroker::message::EncryptionContext;
 use keybroker::metrics::Metrics;
+use keybroker::trace::Tracer;
 use tokio::time::Instant;
 use tonic::IntoRequest as _;
 
@@ -65,7 +66,7 @@ async fn storm(requests_per_second: u32, seconds: usize) -> BTreeMap<Option<Stri
         ..fake.config()
     };
     let aws = Arc::new(fake.aws());
-    let guarded = Arc::new(Guarded::new(aws, &config, Metrics::unread()).unwrap());
+    let guarded = Arc::new(Guarded::new(aws, &config, Metrics::unread(), Tracer::off()).unwrap());
     let mut ticks = tokio::time::interval(Duration::from_millis(20));
     let mut calls = Vec::new();
     for number in 0..50 * seconds {

@@ -39,6 +39,7 @@ use keybroker::metrics::Metrics;
 use keybroker::policy::Policy;
 use keybroker::quota;
 use keybroker::quota::Quotas;
+use keybroker::trace::Tracer;
 use tokio::net::UnixStream;
 
 use crate::harness::Broker;
@@ -95,6 +96,7 @@ async fn refused(unix: UnixConfig) -> listener::Error {
         broker: Arc::new(keybroker::broker::Broker::new(policy, quotas, data_keys)),
         audit: Audit::new(Sink::to(io::sink()), clock.clone()),
         clock,
+        tracer: Tracer::off(),
     };
     let listen = listener::Config {
         unix: Some(unix),
