@@ -50,6 +50,13 @@ use keybroker::quota;
 use keybroker::quota::Known;
 use keybroker::quota::Quotas;
 use keybroker::telemetry::Telemetry;
+use keybroker::trace::Fault;
+use keybroker::trace::Parent;
+use keybroker::trace::Sampling;
+use keybroker::trace::Tracer;
+use opentelemetry::global::BoxedTracer;
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_sdk::trace::SdkTracerProvider;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use stage::Stage;
@@ -166,6 +173,35 @@ fn count(criterion: &mut Criterion) {
             black_box(&tally).avoided(1);
         });
     });
+}
+
+/// What it costs a call not to have a span, and to have one that nobody exports.
+fn trace(criterion: &mut Criterion) {
+    const UNSAMPLED: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
+    const SAMPLED: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let provider = SdkTracerProvider::builder().build();
+    let tracer = |share: &str| {
+        let made = BoxedTracer::new(Box::new(provider.tracer("keybroker")));
+        Tracer::new(made, Sampling::parse(None, Some(share)).unwrap())
+    };
+    let mut group = criterion.benchmark_group("trace");
+    for (name, tracer, parent) in [
+        ("off", Tracer::off(), None),
+        ("root that is not sampled", tracer("0"), None),
+        ("parent that is not sampled", tracer("1"), Some(UNSAMPLED)),
+        ("parent that is sampled", tracer("1"), Some(SAMPLED)),
+    ] {
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                let parent = black_box(parent).and_then(Parent::parse);
+                let method = || "keybroker.v1.KeyBrokerService/Encrypt".to_owned();
+                let span = tracer.call(parent.as_ref(), || None, method);
+                span.answered("OK", Fault::None);
+                span.cause()
+            });
+        });
+    }
+    group.finish();
 }
 
 /// What it costs a call to stay within its limits.
@@ -339,5 +375,7 @@ fn broker(stage: &Stage) -> (Broker, Session) {
     )
 }
 
-criterion_group!(benches, seal, open, cache_hit, count, spend, audit, encrypt);
+criterion_group!(
+    benches, seal, open, cache_hit, count, trace, spend, audit, encrypt
+);
 criterion_main!(benches);
