@@ -3,6 +3,7 @@
 //!
 //! Says what is configured; whether a caller may do something is the policy room's to decide.
 
+mod binding;
 mod file;
 mod key;
 
@@ -11,8 +12,8 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use binding::Binding;
 pub use file::Fault;
-pub use key::Binding;
 pub use key::Key;
 pub use key::KeyPolicy;
 pub use key::Limits;

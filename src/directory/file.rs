@@ -14,7 +14,7 @@ use toml::Spanned;
 
 use super::Error;
 use super::Home;
-use super::key::Binding;
+use super::binding::Binding;
 use super::key::Key;
 use super::key::KeyPolicy;
 use super::key::Limits;
