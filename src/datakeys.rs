@@ -14,6 +14,7 @@
 //! | `origin` | what data keys under one KMS key have in common: they can be cut off together |
 //! | `slot`, `share`, `shares` | an entry, a tenant's entries, all tenants |
 //! | `flight`, `upstream`, `refresh` | one KMS call for all who wait; successors ahead of time |
+//! | `question`, `wraps` | what is asked of KMS, and of which of a key's KMS keys |
 //! | `refusal`, `probe`, `learn` | what KMS refused, and whom that concerns |
 //! | `outage` | which KMS keys do not answer |
 //! | `waiters` | who waits for KMS, and until when |
@@ -30,6 +31,7 @@ mod lookup;
 mod origin;
 mod outage;
 mod probe;
+mod question;
 mod refresh;
 mod refusal;
 mod share;
@@ -39,6 +41,7 @@ mod stream;
 mod upstream;
 mod waiters;
 pub mod warm;
+mod wraps;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -103,8 +106,8 @@ pub enum Source {
     Coalesced,
     /// It was in the cache.
     Hit,
-    /// KMS was called for it, and names its call so.
-    Miss(Option<String>),
+    /// KMS was called for it, and names its calls so.
+    Miss(Vec<String>),
     /// It was in the cache, past a soft limit: its successor was not there yet.
     Stale,
 }

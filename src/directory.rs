@@ -13,6 +13,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use binding::Binding;
+pub use binding::KmsKeys;
+pub use binding::UnfitAdditional;
+pub use binding::Unwrapper;
 pub use file::Fault;
 pub use key::Key;
 pub use key::KeyPolicy;

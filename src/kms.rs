@@ -54,6 +54,19 @@ pub trait Kms: Send + Sync + 'static {
         demand: &Demand,
     ) -> Result<DataKey, Error>;
 
+    /// Wraps `plaintext`, a data key that another key has made, under `key` as well, bound to
+    /// `context`.
+    ///
+    /// # Errors
+    /// [`Error`]; never [`Error::InvalidCiphertext`] or [`Error::IncorrectKey`].
+    async fn encrypt(
+        &self,
+        key: &KeyRef,
+        plaintext: &Secret<DATA_KEY>,
+        context: &EncryptionContext,
+        demand: &Demand,
+    ) -> Result<Wrapped, Error>;
+
     /// Unwraps `wrapped`, which must have been wrapped under `key` and with this very `context`.
     ///
     /// # Errors
@@ -101,6 +114,14 @@ pub struct DataKey {
     /// What goes into message headers.
     pub wrapped: EncryptedDataKey,
     /// The service's name for this call, for the audit record (`x-amzn-RequestId`).
+    pub request_id: Option<String>,
+}
+
+/// A known data key, wrapped once more.
+pub struct Wrapped {
+    /// What goes into message headers.
+    pub wrapped: EncryptedDataKey,
+    /// The service's name for this call, for the audit record.
     pub request_id: Option<String>,
 }
 
@@ -173,6 +194,22 @@ impl Error {
             | Self::Invalid(_)
             | Self::Throttled
             | Self::Unavailable(_) => false,
+        }
+    }
+
+    /// Whether the service has left it undecided, for want of room or because it failed: then
+    /// another Region, or another key, may be asked instead.
+    pub fn is_undecided(&self) -> bool {
+        match self {
+            Self::Crowded { .. } | Self::Throttled | Self::Unavailable(_) => true,
+            Self::AccessDenied(_)
+            | Self::Credentials(_)
+            | Self::Disabled
+            | Self::IncorrectKey
+            | Self::InvalidCiphertext
+            | Self::Invalid(_)
+            | Self::NotFound(_)
+            | Self::PendingDeletion(_) => false,
         }
     }
 }

@@ -485,7 +485,7 @@ mod tests {
         };
         assert_eq!(metrics.refreshes(), refreshes);
         let retired = Retirement::ALL.map(|reason| metrics.retirements(reason));
-        assert_eq!(retired, [0, 0, 0, 0, 0, 0, 1, 0]);
+        assert_eq!(retired, [0, 0, 0, 0, 0, 0, 0, 1, 0]);
         assert_eq!(metrics.avoided(), 2);
     }
 

@@ -203,8 +203,9 @@ mod tests {
             .keys()
             .map(String::as_str)
             .partition(|name| name.contains(r#"region="_other""#));
-        // Three operations with seven outcomes; throttles, retries, failovers, the circuit; rate, queue, shed.
-        assert_eq!(regions.len(), 3 * 7 + 7, "{regions:?}");
+        // Four operations with seven outcomes; throttles, retries, failovers, missing wraps, the
+        // circuit; rate, queue, shed.
+        assert_eq!(regions.len(), 4 * 7 + 8, "{regions:?}");
         assert_eq!(
             names,
             [
@@ -219,6 +220,7 @@ mod tests {
                 r#"keybroker_data_key_retirements_total{reason="capacity"}"#,
                 r#"keybroker_data_key_retirements_total{reason="denied"}"#,
                 r#"keybroker_data_key_retirements_total{reason="idle"}"#,
+                r#"keybroker_data_key_retirements_total{reason="incomplete"}"#,
                 r#"keybroker_data_key_retirements_total{reason="messages"}"#,
                 r#"keybroker_data_key_retirements_total{reason="purge"}"#,
                 r#"keybroker_data_key_retirements_total{reason="rotated"}"#,
@@ -326,24 +328,24 @@ mod tests {
         );
         assert_eq!(
             of(r#"keybroker_data_key_age_seconds_bucket{le="300"}"#),
-            8.0
-        );
-        assert_eq!(
-            of(r#"keybroker_data_key_age_seconds_bucket{le="3600"}"#),
-            8.0
-        );
-        assert_eq!(
-            of(r#"keybroker_data_key_age_seconds_bucket{le="+Inf"}"#),
             9.0
         );
         assert_eq!(
+            of(r#"keybroker_data_key_age_seconds_bucket{le="3600"}"#),
+            9.0
+        );
+        assert_eq!(
+            of(r#"keybroker_data_key_age_seconds_bucket{le="+Inf"}"#),
+            10.0
+        );
+        assert_eq!(
             of("keybroker_data_key_age_seconds_sum"),
-            8.0 * 240.5 + 7200.0
+            9.0 * 240.5 + 7200.0
         );
         assert_eq!(of(r#"keybroker_data_key_uses_bucket{le="0"}"#), 1.0);
         assert_eq!(of(r#"keybroker_data_key_uses_bucket{le="1000"}"#), 1.0);
-        assert_eq!(of(r#"keybroker_data_key_uses_bucket{le="10000"}"#), 9.0);
-        assert_eq!(of("keybroker_data_key_uses_count"), 9.0);
+        assert_eq!(of(r#"keybroker_data_key_uses_bucket{le="10000"}"#), 10.0);
+        assert_eq!(of("keybroker_data_key_uses_count"), 10.0);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use keybroker::kms::Error;
 use keybroker::kms::KeyRef;
 use keybroker::kms::Kms;
 use keybroker::kms::Unwrapped;
+use keybroker::kms::Wrapped;
 use keybroker::message::EncryptedDataKey;
 use keybroker::message::EncryptionContext;
 use keybroker::metrics::KmsOperation;
@@ -88,6 +89,21 @@ impl Kms for FakeKms {
         Ok(DataKey {
             plaintext: plaintext(&wrapped),
             wrapped,
+            request_id: None,
+        })
+    }
+
+    async fn encrypt(
+        &self,
+        key: &KeyRef,
+        plaintext: &Secret<DATA_KEY>,
+        _context: &EncryptionContext,
+        _demand: &Demand,
+    ) -> Result<Wrapped, Error> {
+        let (number, _) = plaintext.expose().split_at(8);
+        let number = u64::from_be_bytes(number.try_into().expect("8 bytes"));
+        Ok(Wrapped {
+            wrapped: wrapped(key, number),
             request_id: None,
         })
     }

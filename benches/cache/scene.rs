@@ -106,7 +106,7 @@ impl Scene {
             .map(|(name, value)| (name.to_owned(), value.to_owned()));
         let context = EncryptionContext::new(pairs.chain(own.clone())).unwrap();
         // Numbers that the fake KMS does not come to.
-        let wrapped = kms::wrapped(key.kms().primary(), (1 << 32) + customer as u64);
+        let wrapped = kms::wrapped(key.kms().primary().generator(), (1 << 32) + customer as u64);
         let envelope = Envelope::new(&context, std::slice::from_ref(&wrapped)).unwrap();
         let secret = kms::plaintext(&wrapped);
         let message = keybroker::message::seal(&secret, &envelope, b"", b"x").unwrap();

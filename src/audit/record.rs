@@ -36,7 +36,7 @@ pub struct Record {
     pub context_keys: Names,
     /// Bytes of plaintext taken or released.
     pub plaintext_bytes: Option<usize>,
-    /// The data keys used: two for a ReEncrypt.
+    /// The data keys used, two for a ReEncrypt, each with every KMS key that wrapped it.
     pub resources: Vec<Resource>,
     /// The list of the key policy that allowed the call.
     pub rule: Option<&'static str>,
@@ -44,8 +44,9 @@ pub struct Record {
     pub policy_generation: Option<u64>,
     /// Where the data key came from.
     pub cache: Option<Cache>,
-    /// KMS's name for its call, which joins this record to CloudTrail's.
-    pub kms_request_id: Option<String>,
+    /// KMS's names for its calls, which join this record to CloudTrail's: two where two KMS keys
+    /// wrap a new data key.
+    pub kms_request_ids: Vec<String>,
     /// The items of a batch and what became of them; stands in no other call's line.
     pub items: Option<Tally>,
     /// Of which stream it is the first or the last record.
@@ -75,7 +76,7 @@ pub enum Phase {
 }
 
 /// A key's version that was used, and the KMS key behind it.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Resource {
     /// `tenants/…/keys/…/versions/…`.
     pub name: Arc<str>,
@@ -269,7 +270,11 @@ impl Record {
             self.policy_generation,
         );
         put(line, r#","cache":"#, self.cache.map(Cache::name));
-        put(line, r#","kmsRequestID":"#, self.kms_request_id.as_deref());
+        let mut request_ids = self.kms_request_ids.iter().map(String::as_str);
+        put(line, r#","kmsRequestID":"#, request_ids.next());
+        if let Some(second) = request_ids.next() {
+            put(line, r#","additionalKMSRequestID":"#, second);
+        }
         if let Some(items) = &self.items {
             put(line, r#","items":"#, Other(items.rows()));
         }

@@ -42,14 +42,16 @@ impl Call<'_> {
     /// What stands for all is a miss if there is one.
     pub(super) fn note_shared_key(&self, source: &Source, version: &Version) {
         self.notes.add(|record| {
-            let known = record.resources.iter().any(|one| one.name == version.name);
-            if !known && record.resources.len() < MOST_RESOURCES {
-                record.resources.push(resource(version));
+            for one in resources(version) {
+                let known = record.resources.contains(&one);
+                if !known && record.resources.len() < MOST_RESOURCES {
+                    record.resources.push(one);
+                }
             }
             match source {
-                Source::Miss(request_id) if record.kms_request_id.is_none() => {
+                Source::Miss(request_ids) if record.kms_request_ids.is_empty() => {
                     record.cache = Some(audit::Cache::Miss);
-                    record.kms_request_id.clone_from(request_id);
+                    record.kms_request_ids.clone_from(request_ids);
                 }
                 source => {
                     record.cache.get_or_insert_with(|| cache(source));
@@ -60,21 +62,22 @@ impl Call<'_> {
 
     pub(super) fn note_data_key(&self, source: &Source, version: &Version) {
         self.notes.add(|record| {
-            record.resources.push(resource(version));
+            record.resources.extend(resources(version));
             record.cache = Some(cache(source));
-            if let Source::Miss(request_id) = source {
-                record.kms_request_id.clone_from(request_id);
+            if let Source::Miss(request_ids) = source {
+                record.kms_request_ids.clone_from(request_ids);
             }
         });
     }
 }
 
-fn resource(version: &Version) -> audit::Resource {
-    audit::Resource {
+/// One for each KMS key.
+fn resources(version: &Version) -> impl Iterator<Item = audit::Resource> {
+    version.kms_keys.iter().map(|kms_key| audit::Resource {
         name: Arc::clone(&version.name),
-        arn: Arc::clone(&version.kms_key),
+        arn: Arc::clone(kms_key),
         kind: "KMSKey",
-    }
+    })
 }
 
 fn cache(source: &Source) -> audit::Cache {

@@ -42,7 +42,12 @@ fn json(keys: &[Key]) -> String {
     let keys: Vec<_> = keys
         .iter()
         .map(|key| {
-            serde_json::json!({ "name": key.name, "role": key.role, "kms_keys": key.kms_keys })
+            serde_json::json!({
+                "name": key.name,
+                "role": key.role,
+                "kms_keys": key.kms_keys,
+                "additional_kms_keys": key.additional_kms_keys,
+            })
         })
         .collect();
     format!("{}\n", serde_json::json!({ "keys": keys }))
@@ -56,8 +61,12 @@ fn text(keys: &[Key]) -> String {
                 name,
                 role,
                 kms_keys,
+                additional_kms_keys,
             } = key;
-            format!("{name:width$}  {role:14}  {}\n", kms_keys.join(", "))
+            let additional = additional_kms_keys.iter();
+            let additional = additional.map(|one| format!("{one} (additional)"));
+            let all: Vec<String> = kms_keys.iter().cloned().chain(additional).collect();
+            format!("{name:width$}  {role:14}  {}\n", all.join(", "))
         })
         .collect()
 }

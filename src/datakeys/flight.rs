@@ -36,8 +36,8 @@ struct UnderWay<T> {
     demand: Demand,
 }
 
-/// What a flight ends in: the key, and how KMS names its call.
-pub(super) type Landed<T> = Result<(T, Option<String>), Error>;
+/// What a flight ends in: the key, and how KMS names its calls.
+pub(super) type Landed<T> = Result<(T, Vec<String>), Error>;
 type Flight<T> = Shared<BoxFuture<'static, Landed<T>>>;
 
 impl<T: Clone + Send + Sync + 'static> Flights<T> {
@@ -79,9 +79,9 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
                 }
             }
         };
-        let (landed, request_id) = flight.await?;
+        let (landed, request_ids) = flight.await?;
         let source = if mine {
-            Source::Miss(request_id)
+            Source::Miss(request_ids)
         } else {
             Source::Coalesced
         };
@@ -183,9 +183,9 @@ mod tests {
         assert!(matches!(error, Error::Kms(kms::Error::Unavailable(_))));
         assert!(flights.is_empty());
         let second = demand(LONGEST);
-        let next = flights.join(id, &second, nothing, ready(Ok((7, None))));
+        let next = flights.join(id, &second, nothing, ready(Ok((7, Vec::new()))));
         let next = next.await;
-        assert_eq!(next, Ok((7, Source::Miss(None))));
+        assert_eq!(next, Ok((7, Source::Miss(Vec::new()))));
     }
 
     #[tokio::test]
@@ -196,9 +196,9 @@ mod tests {
         let error = flights.join(id, &demand(LONGEST), nothing, panics).await;
         assert_eq!(error, Err(Error::Bug("a KMS call panicked")));
         let second = demand(LONGEST);
-        let next = flights.join(id, &second, nothing, ready(Ok((7, None))));
+        let next = flights.join(id, &second, nothing, ready(Ok((7, Vec::new()))));
         let next = next.await;
-        assert_eq!(next, Ok((7, Source::Miss(None))));
+        assert_eq!(next, Ok((7, Source::Miss(Vec::new()))));
     }
 
     #[tokio::test]
@@ -206,7 +206,7 @@ mod tests {
         let flights = Flights::new(LONGEST);
         let id = Id::any();
         let (answer, answered) = tokio::sync::oneshot::channel();
-        let fetch = async move { Ok((answered.await.expect("an answer"), None)) };
+        let fetch = async move { Ok((answered.await.expect("an answer"), Vec::new())) };
         let first = demand(LONGEST);
         let leader = flights.join(id, &first, nothing, fetch);
         assert!(leader.now_or_never().is_none(), "and the leader is gone");
@@ -226,19 +226,19 @@ mod tests {
         let late = demand(Duration::ZERO);
         assert!(late.is_over(Instant::now()));
         let (end, ended) = tokio::sync::oneshot::channel();
-        let fetch = async move { Ok((ended.await.expect("an end"), None)) };
+        let fetch = async move { Ok((ended.await.expect("an end"), Vec::new())) };
         let mut first = Box::pin(flights.join(id, &late, nothing, fetch));
         assert!((&mut first).now_or_never().is_none());
         let (answer, answered) = tokio::sync::oneshot::channel();
-        let fetch = async move { Ok((answered.await.expect("an answer"), None)) };
+        let fetch = async move { Ok((answered.await.expect("an answer"), Vec::new())) };
         let next = demand(LONGEST);
         let mut second = Box::pin(flights.join(id, &next, nothing, fetch));
         assert!((&mut second).now_or_never().is_none());
         end.send(6).expect("it goes on");
-        assert_eq!(first.await, Ok((6, Source::Miss(None))));
+        assert_eq!(first.await, Ok((6, Source::Miss(Vec::new()))));
         assert!(!flights.is_empty(), "its end is not the other's");
         answer.send(7).expect("it goes on");
-        assert_eq!(second.await, Ok((7, Source::Miss(None))));
+        assert_eq!(second.await, Ok((7, Source::Miss(Vec::new()))));
         assert!(flights.is_empty());
     }
 }

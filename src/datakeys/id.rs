@@ -5,8 +5,9 @@ use crate::crypto::digest::sha256;
 use crate::directory::Key;
 use crate::message::EncryptedDataKey;
 
-/// `SHA-256(H(tenant) ‖ direction ‖ suite ‖ H(key) ‖ u64 generation ‖ H(context) ‖ wrapped)`, where
-/// `wrapped` is `SHA-256(H(provider) ‖ H(provider info) ‖ H(ciphertext))`, or zeros to seal.
+/// `SHA-256(H(tenant) ‖ direction ‖ suite ‖ H(key) ‖ u64 generation ‖ H(context) ‖ wraps)`, where
+/// `wraps` is zeros to seal; to open by one wrapped key it is `w`, `SHA-256(H(provider) ‖ H(provider
+/// info) ‖ H(ciphertext))`, and by one more each time `SHA-256(wraps before ‖ w)`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Id([u8; 32]);
 
@@ -16,17 +17,26 @@ impl Id {
         Self::new(key, SEALING, pairs, [0; 32])
     }
 
-    /// The entry that opens what `wrapped` is the data key of.
-    pub(super) fn opening(key: &Key, pairs: &[u8], wrapped: &EncryptedDataKey) -> Self {
-        let parts = [
-            sha256(wrapped.provider_id.as_bytes()),
-            sha256(wrapped.provider_info.as_bytes()),
-            sha256(&wrapped.ciphertext),
-        ];
-        Self::new(key, OPENING, pairs, sha256(parts.as_flattened()))
+    /// The entry that opens what `wraps` are the data key of, all those that may open it in their
+    /// order; none if there are none.
+    pub(super) fn opening<'w>(
+        key: &Key,
+        pairs: &[u8],
+        wraps: impl IntoIterator<Item = &'w EncryptedDataKey>,
+    ) -> Option<Self> {
+        let digests = wraps.into_iter().map(|wrapped| {
+            let parts = [
+                sha256(wrapped.provider_id.as_bytes()),
+                sha256(wrapped.provider_info.as_bytes()),
+                sha256(&wrapped.ciphertext),
+            ];
+            sha256(parts.as_flattened())
+        });
+        let wraps = digests.reduce(|before, one| sha256([before, one].as_flattened()))?;
+        Some(Self::new(key, OPENING, pairs, wraps))
     }
 
-    fn new(key: &Key, direction: u8, pairs: &[u8], wrapped: [u8; 32]) -> Self {
+    fn new(key: &Key, direction: u8, pairs: &[u8], wraps: [u8; 32]) -> Self {
         let [suite_high, suite_low] = SUITE;
         let [tenant, id] = key.digests();
         let mut parts = [0; 139];
@@ -37,7 +47,7 @@ impl Id {
             id,
             &key.generation().to_be_bytes(),
             &sha256(pairs),
-            &wrapped,
+            &wraps,
         ] {
             let (place, after) = rest.split_at_mut(part.len());
             place.copy_from_slice(part);
@@ -78,7 +88,7 @@ mod tests {
         key: String,
         generation: u64,
         pairs: Vec<(String, String)>,
-        wrapped: Option<(String, String, Vec<u8>)>,
+        wraps: Vec<(String, String, Vec<u8>)>,
     }
 
     /// Few parts that run into each other in any way: what is equal and what only looks so is
@@ -100,22 +110,25 @@ mod tests {
             let Ok(context) = EncryptionContext::new(pairs.clone()) else {
                 continue;
             };
-            let wrapped = (dice.below(2) == 1).then(|| EncryptedDataKey {
-                provider_id: text(&mut dice),
-                provider_info: text(&mut dice),
-                ciphertext: text(&mut dice).into_bytes(),
-            });
-            let id = match &wrapped {
-                None => Id::sealing(key, context.serialized()),
-                Some(wrapped) => Id::opening(key, context.serialized(), wrapped),
-            };
+            let wraps: Vec<_> = (0..dice.below(4).min(2))
+                .map(|_| EncryptedDataKey {
+                    provider_id: text(&mut dice),
+                    provider_info: text(&mut dice),
+                    ciphertext: text(&mut dice).into_bytes(),
+                })
+                .collect();
+            let id = Id::opening(key, context.serialized(), &wraps)
+                .unwrap_or_else(|| Id::sealing(key, context.serialized()));
             pairs.sort();
             let these = Parts {
                 tenant: key.name().tenant.to_string(),
                 key: key.name().key.to_string(),
                 generation: key.generation(),
                 pairs,
-                wrapped: wrapped.map(|it| (it.provider_id, it.provider_info, it.ciphertext)),
+                wraps: wraps
+                    .into_iter()
+                    .map(|it| (it.provider_id, it.provider_info, it.ciphertext))
+                    .collect(),
             };
             again += usize::from(ids.contains_key(&these));
             assert!(*ids.entry(these.clone()).or_insert(id) == id, "{these:?}");

@@ -17,9 +17,9 @@ use crate::datakeys::origin::Version;
 use crate::datakeys::refresh::Pace;
 use crate::datakeys::stream::Opening;
 use crate::datakeys::stream::Sealing;
-use crate::kms;
+use crate::datakeys::wraps::Made;
+use crate::datakeys::wraps::Wrapping;
 use crate::message;
-use crate::message::EncryptedDataKey;
 use crate::message::Envelope;
 use crate::message::Flaw;
 use crate::message::Message;
@@ -36,6 +36,7 @@ pub struct SealingKey {
     born: Instant,
     soft: Soft,
     pace: Pace,
+    wrapping: Wrapping,
 }
 
 /// Where a successor is fetched: before a hard limit, at a point of each key's own.
@@ -48,19 +49,21 @@ struct Soft {
 pub(super) enum Reservation {
     /// Below all soft limits.
     Fresh,
-    /// Past one: a successor is due.
+    /// Past one, or without a wrap that it should have: a successor is due.
     Stale,
 }
 
 impl SealingKey {
     /// A key asked for at `born`. `chance` is random: it decides where its soft limits are, so
-    /// that keys of one hour do not all end in the same second.
+    /// that keys of one hour do not all end in the same second. One whose `wrapping` is
+    /// incomplete asks for a successor at once.
     pub(super) fn new(
         material: Arc<Material>,
         envelope: Envelope,
         version: Arc<Version>,
         born: Instant,
         chance: u8,
+        wrapping: Wrapping,
     ) -> Self {
         let limits = material.origin().key().limits();
         let soft = Soft {
@@ -75,7 +78,11 @@ impl SealingKey {
                 messages: limits.max_messages,
                 bytes: limits.max_bytes,
             }),
-            pace: Pace::new(born + soft.age),
+            pace: match wrapping {
+                Wrapping::Complete => Pace::new(born + soft.age),
+                Wrapping::Incomplete => Pace::soon(born, chance),
+            },
+            wrapping,
             material,
             envelope,
             version,
@@ -110,6 +117,7 @@ impl SealingKey {
         })?;
         let reservation = match self.soft_limit(now, left) {
             Some(_) => Reservation::Stale,
+            None if self.wants_wrap(now) => Reservation::Stale,
             None => Reservation::Fresh,
         };
         Ok((count, reservation))
@@ -134,6 +142,28 @@ impl SealingKey {
             return Some(Retirement::Messages);
         }
         (left.bytes < self.soft.left.bytes).then_some(Retirement::Bytes)
+    }
+
+    /// Whether it is time to look for a successor that has all wraps.
+    fn wants_wrap(&self, now: Instant) -> bool {
+        let due = || self.pace.next().is_some_and(|next| next <= now.millis());
+        self.lacks_wrap() && due()
+    }
+
+    /// Whether one of its KMS keys should have wrapped it as well and has not.
+    pub(super) fn lacks_wrap(&self) -> bool {
+        self.wrapping == Wrapping::Incomplete
+    }
+
+    /// Whether it can serve for a good while yet, so that a successor may wait for both its wraps:
+    /// up to halfway between the soft limits and the hard ones.
+    pub(super) fn has_time(&self, now: Instant) -> bool {
+        let limit = self.origin().key().limits().max_age;
+        let left = self.budget.left();
+        self.ended(now).is_none()
+            && now.since(self.born) < (self.soft.age + limit) / 2
+            && left.messages >= self.soft.left.messages / 2
+            && left.bytes >= self.soft.left.bytes / 2
     }
 
     /// The same data key for the other direction, so that what was wrapped here is never unwrapped
@@ -218,7 +248,7 @@ impl OpeningKey {
         self.material.origin()
     }
 
-    /// The context and the one wrapped key that KMS was asked with, if they are kept.
+    /// The context and the wrapped keys that KMS may be asked with, if they are kept.
     pub(super) fn kept(&self) -> Option<&Envelope> {
         self.kept.as_ref()
     }
@@ -323,18 +353,20 @@ impl Opener {
 
 /// What KMS gave for sealing under `origin`, as a key.
 pub(super) fn sealing(
-    fetched: kms::DataKey,
+    made: Made,
     context: &message::EncryptionContext,
     origin: &Arc<Origin>,
     born: Instant,
     chance: u8,
 ) -> Result<SealingKey, Error> {
-    let wrapped: EncryptedDataKey = fetched.wrapped;
-    let envelope = Envelope::new(context, std::slice::from_ref(&wrapped))
+    let envelope = Envelope::new(context, &made.wrapped)
         .map_err(|_| Error::Bug("a wrapped data key over the format's limits"))?;
-    let version = origin.named(&wrapped, true);
-    let material = Arc::new(Material::new(fetched.plaintext, origin));
-    Ok(SealingKey::new(material, envelope, version, born, chance))
+    let version = origin.named(&made.wrapped, true);
+    let material = Arc::new(Material::new(made.plaintext, origin));
+    let wrapping = made.wrapping;
+    Ok(SealingKey::new(
+        material, envelope, version, born, chance, wrapping,
+    ))
 }
 
 /// What is left of `most` at the soft limit: nothing of a small number, which then has none.

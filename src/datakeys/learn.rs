@@ -4,60 +4,66 @@ use std::sync::Arc;
 
 use crate::datakeys::Error;
 use crate::datakeys::flight;
+use crate::datakeys::question::Ask;
+use crate::datakeys::question::Question;
 use crate::datakeys::refusal::News;
 use crate::datakeys::refusal::Standing;
 use crate::datakeys::refusal::Subject;
-use crate::datakeys::upstream::Question;
 use crate::datakeys::upstream::Upstream;
 use crate::datakeys::upstream::ahead;
 use crate::datakeys::upstream::chance;
 use crate::directory::Owner;
 use crate::kms;
 use crate::kms::Statement;
-use crate::message::EncryptionContext;
-use crate::metrics::KmsOperation;
 use crate::metrics::Retirement;
-use crate::policy::Direction;
 use crate::sync::spawn;
 use crate::sync::within;
 
 impl Upstream {
-    /// Fails with what KMS said a moment ago, when that answers `question` too. When it was longer
-    /// ago, one caller a second finds out for all.
-    pub(super) async fn admit(self: &Arc<Self>, question: &Question) -> Result<(), Error> {
+    /// As [`Upstream::admit`], for all that making a data key takes.
+    pub(super) async fn admit_making(self: &Arc<Self>, question: &Question) -> Result<(), Error> {
+        for ask in question.making() {
+            self.admit(&ask).await?;
+        }
+        Ok(())
+    }
+
+    /// Fails with what KMS said a moment ago, when that answers `ask` too. When it was longer ago,
+    /// one caller a second finds out for all.
+    pub(super) async fn admit(self: &Arc<Self>, ask: &Ask<'_>) -> Result<(), Error> {
         let now = self.clock.now();
-        let refusals = &question.share.refusals;
-        if let Some(refusal) = refusals.of(&Subject::Entry(question.id), now) {
+        let refusals = &ask.question.share.refusals;
+        if let Some(refusal) = refusals.of(&Subject::Entry(ask.question.id), now) {
             return Err(refusal.into());
         }
-        // In doubt the question itself finds out: the state of a KMS key is the same for all.
-        let unusable = self.unusable.standing(question.origin.kms_key(), now);
+        // In doubt the call itself finds out: the state of a KMS key is the same for all.
+        let unusable = self.unusable.standing(ask.kms_key, now);
         if let Some(Standing::Refused(refusal)) = unusable {
             return Err(refusal.into());
         }
-        match refusals.standing(&question.version(question.direction), now) {
+        match refusals.standing(&ask.subject(), now) {
             None => Ok(()),
             Some(Standing::Refused(refusal)) => Err(refusal.into()),
-            Some(Standing::Doubtful) => self.doubt(question).await,
+            Some(Standing::Doubtful) => self.doubt(ask).await,
         }
     }
 
-    /// Notes that KMS did what `question` asks for.
-    pub(super) fn allowed(&self, question: &Question) {
-        let kms_key = question.origin.kms_key();
+    /// Notes that KMS did it.
+    pub(super) fn allowed(&self, ask: &Ask<'_>) {
+        let kms_key = ask.kms_key;
         if self.unusable.forget(kms_key) {
             tracing::info!(%kms_key, "this KMS key can be used again");
         }
-        let version = question.version(question.direction);
-        if question.share.refusals.forget(&version) {
-            let key = question.origin.key().name();
-            let action = question.operation().label();
+        if ask.question.share.refusals.forget(&ask.subject()) {
+            let key = ask.question.origin.key().name();
+            let action = ask.operation.label();
             tracing::info!(%key, %kms_key, action, "KMS allows this again");
         }
     }
 
     /// Draws the conclusions from `refusal`, each at its own scope.
-    pub(super) fn learn(self: &Arc<Self>, question: &Question, refusal: &kms::Error) {
+    pub(super) fn learn(self: &Arc<Self>, ask: &Ask<'_>, refusal: &kms::Error) {
+        let question = ask.question;
         match refusal {
             // Of this wrapped key and context alone: somebody sent damaged or foreign bytes.
             kms::Error::IncorrectKey | kms::Error::InvalidCiphertext => {
@@ -67,13 +73,13 @@ impl Upstream {
             kms::Error::AccessDenied(_) => {
                 question.share.remove(&question.id, Retirement::Denied);
                 self.remember(question, Subject::Entry(question.id), refusal);
-                self.probe(question, refusal);
+                self.probe(ask, refusal);
             }
             // Of the KMS key, whoever asks.
             kms::Error::Disabled | kms::Error::NotFound(_) | kms::Error::PendingDeletion(_) => {
-                let kms_key = question.origin.kms_key();
+                let kms_key = ask.kms_key;
                 for share in self.shares.all() {
-                    share.deny(|origin| origin.kms_key() == kms_key);
+                    share.deny(|origin| origin.is_under(kms_key));
                 }
                 // Who hears of it from here finds no data key any more.
                 let now = self.clock.now();
@@ -104,27 +110,30 @@ impl Upstream {
         refusals.remember(subject, refusal, now, chance())
     }
 
-    /// Finds out whether KMS still refuses the key of `question`, by the question itself where that
-    /// tells, else by a probe.
-    async fn doubt(self: &Arc<Self>, question: &Question) -> Result<(), Error> {
-        match question.of_base() {
-            Some(base) if base.context != question.context => self.ask_for_all(&base).await,
+    /// Finds out whether KMS still refuses, by the call itself where that tells, else by a probe.
+    async fn doubt(self: &Arc<Self>, ask: &Ask<'_>) -> Result<(), Error> {
+        match ask.question.of_base() {
+            Some(base) if base.context != ask.question.context => {
+                self.ask_for_all(&base.ask(ask.kms_key, ask.operation))
+                    .await
+            }
             Some(_) | None => Ok(()),
         }
     }
 
     /// Asks KMS whether it refuses the key or one context of it, by a dry run with the pairs that
     /// every context of the key has.
-    fn probe(self: &Arc<Self>, question: &Question, refusal: &kms::Error) {
+    fn probe(self: &Arc<Self>, ask: &Ask<'_>, refusal: &kms::Error) {
+        let question = ask.question;
         let Some(base) = question.of_base() else {
             return;
         };
         if base.context == question.context {
-            return self.deny_version(question, refusal);
+            return self.deny_use(ask, refusal);
         }
         let key = &question.origin.key().name().key;
         let probes = &question.share.probes;
-        if !probes.begin(key, question.direction, self.clock.now()) {
+        if !probes.begin(key, ask.operation, self.clock.now()) {
             return;
         }
         let upstream = Arc::clone(self);
@@ -132,16 +141,19 @@ impl Upstream {
             demand: ahead(base.origin.key()),
             ..base
         };
+        let (kms_key, operation) = (ask.kms_key.clone(), ask.operation);
         // Whom it concerns hears of it from what is remembered.
-        drop(spawn(async move { upstream.ask_for_all(&base).await }));
+        drop(spawn(async move {
+            upstream.ask_for_all(&base.ask(&kms_key, operation)).await
+        }));
     }
 
     /// Makes a probe, and draws the conclusions. Fails if KMS refuses the key.
-    async fn ask_for_all(self: &Arc<Self>, base: &Question) -> Result<(), Error> {
+    async fn ask_for_all(self: &Arc<Self>, base: &Ask<'_>) -> Result<(), Error> {
         match within(flight::LONGEST, self.rehearse(base)).await {
             Some(Ok(())) => self.allowed(base),
             Some(Err(refusal @ kms::Error::AccessDenied(_))) => {
-                self.deny_version(base, &refusal);
+                self.deny_use(base, &refusal);
                 return Err(refusal.into());
             }
             Some(Err(
@@ -167,22 +179,22 @@ impl Upstream {
     }
 
     /// The tenant may not use this version of the key at all: none of its entries there serves.
-    fn deny_version(&self, question: &Question, refusal: &kms::Error) {
-        let (key, version) = (question.origin.key(), question.origin.version());
-        question
+    fn deny_use(&self, ask: &Ask<'_>, refusal: &kms::Error) {
+        let origin = &ask.question.origin;
+        let (key, version) = (origin.key(), origin.version());
+        ask.question
             .share
             .deny(|origin| origin.is_of(key) && origin.version() == version);
-        let subject = question.version(question.direction);
-        if self.remember(question, subject, refusal) == News::Fresh {
-            tell(question, refusal);
+        if self.remember(ask.question, ask.subject(), refusal) == News::Fresh {
+            tell(ask, refusal);
         }
     }
 }
 
 /// Says who has to add which statement where.
-fn tell(question: &Question, refusal: &kms::Error) {
-    let (key, kms_key) = (question.origin.key(), question.origin.kms_key());
-    let statement = Statement::new(kms_key, &[question.operation()]);
+fn tell(ask: &Ask<'_>, refusal: &kms::Error) {
+    let (key, kms_key) = (ask.question.origin.key(), ask.kms_key);
+    let statement = Statement::new(kms_key, &[ask.operation]);
     match key.owner() {
         Owner::Operator => tracing::error!(
             key = %key.name(),
@@ -202,38 +214,5 @@ fn tell(question: &Question, refusal: &kms::Error) {
              policy, and give it the same in an IAM policy of our own; callers get TENANT_KMS_DENIED \
              until then"
         ),
-    }
-}
-
-impl Question {
-    /// The same for the context of the pairs that every context of the key has; none if those are
-    /// none.
-    fn of_base(&self) -> Option<Self> {
-        let pairs = self.origin.key().context();
-        let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let context = EncryptionContext::new(pairs).ok()?;
-        Some(Self {
-            context,
-            ..self.clone()
-        })
-    }
-
-    /// What is asked of KMS.
-    pub(super) fn operation(&self) -> KmsOperation {
-        match self.direction {
-            Direction::Open => KmsOperation::Decrypt,
-            Direction::Seal => KmsOperation::GenerateDataKey,
-        }
-    }
-
-    /// All of the tenant's use of the key that is asked for, in `direction`.
-    fn version(&self, direction: Direction) -> Subject {
-        let key = self.origin.key();
-        Subject::Version {
-            key: key.name().key.clone(),
-            generation: key.generation(),
-            version: self.origin.version(),
-            direction,
-        }
     }
 }

@@ -12,15 +12,16 @@ use crate::datakeys::key::Reservation;
 use crate::datakeys::key::Reserved;
 use crate::datakeys::key::SealingKey;
 use crate::datakeys::key::Spoiled;
+use crate::datakeys::question::Question;
+use crate::datakeys::question::Wraps;
+use crate::datakeys::question::ours;
 use crate::datakeys::share::Share;
 use crate::datakeys::slot::Entry;
-use crate::datakeys::upstream::Question;
 use crate::datakeys::waiters::Patience;
 use crate::kms;
 use crate::message::EncryptedDataKey;
 use crate::metrics::Lookup;
 use crate::metrics::Retirement;
-use crate::policy::Direction;
 use crate::policy::Permit;
 
 impl DataKeys {
@@ -78,10 +79,10 @@ impl DataKeys {
         patience.wait(&self.upstream.waiters, share)?;
         loop {
             let question = sealing_question(share, permit, id, patience);
-            let (sealing, request_id) = self.upstream.single_use(&question).await?;
+            let (sealing, request_ids) = self.upstream.single_use(&question).await?;
             match sealing.ended(self.upstream.clock.now()) {
                 None => {
-                    let source = Source::Miss(request_id);
+                    let source = Source::Miss(request_ids);
                     self.count(share, &source, 1);
                     return Ok(Reserved {
                         key: Arc::new(sealing),
@@ -105,36 +106,35 @@ impl DataKeys {
         patience: &Patience,
     ) -> Result<Opener, Error> {
         let share = self.upstream.shares.of(permit.tenant());
-        let mut last = Error::NoWrappedKey;
-        for wrapped in wrapped {
-            let Some((version, kms_key)) = permit.key().kms().unwrapper(wrapped) else {
-                continue;
-            };
-            let id = Id::opening(permit.key(), permit.context().serialized(), wrapped);
-            if let Some(opener) = self.cached_opening(&share, permit, &id, messages)? {
-                return Ok(opener);
-            }
-            patience.wait(&self.upstream.waiters, &share)?;
-            let question = || Question {
-                origin: share.origin(permit.key(), version, kms_key),
+        let (key, pairs) = (permit.key(), permit.context().serialized());
+        let ours = ours(key, wrapped).map(|(one, _)| one);
+        let id = Id::opening(key, pairs, ours).ok_or(Error::NoWrappedKey)?;
+        if let Some(opener) = self.cached_opening(&share, permit, &id, messages)? {
+            return Ok(opener);
+        }
+        patience.wait(&self.upstream.waiters, &share)?;
+        loop {
+            let wraps = Wraps::of(&share, key, wrapped).ok_or(Error::NoWrappedKey)?;
+            let question = Question {
+                origin: Arc::clone(&wraps.first.origin),
                 share: Arc::clone(&share),
                 id,
-                direction: Direction::Open,
                 context: permit.context().clone(),
                 demand: patience.demand(permit),
             };
-            match self.fetch_opening(question, wrapped, messages).await {
-                Ok(opener) => return Ok(opener),
-                // Another Region may still answer; a refusal is an answer.
-                Err(Error::Kms(
-                    error @ (kms::Error::Crowded { .. }
-                    | kms::Error::Throttled
-                    | kms::Error::Unavailable(_)),
-                )) => last = error.into(),
-                Err(error) => return Err(error),
+            let (key, source) = self.upstream.opening(question, wraps).await?;
+            match key.ended(self.upstream.clock.now()) {
+                None => {
+                    self.count(&share, &source, messages);
+                    return Ok(Opener { key, source });
+                }
+                Some(Retirement::Age) if matches!(source, Source::Miss(_)) => {
+                    return Err(too_late());
+                }
+                // It was cut off on its way, or somebody else's answer was too late.
+                Some(why) => retire_opening(&share, &id, &key, why),
             }
         }
-        Err(last)
     }
 
     fn cached_sealing(
@@ -197,30 +197,6 @@ impl DataKeys {
         Ok(Some(Opener { key, source }))
     }
 
-    async fn fetch_opening(
-        &self,
-        question: impl Fn() -> Question,
-        wrapped: &EncryptedDataKey,
-        messages: usize,
-    ) -> Result<Opener, Error> {
-        loop {
-            let question = question();
-            let (share, id) = (Arc::clone(&question.share), question.id);
-            let (key, source) = self.upstream.opening(question, wrapped.clone()).await?;
-            match key.ended(self.upstream.clock.now()) {
-                None => {
-                    self.count(&share, &source, messages);
-                    return Ok(Opener { key, source });
-                }
-                Some(Retirement::Age) if matches!(source, Source::Miss(_)) => {
-                    return Err(too_late());
-                }
-                // It was cut off on its way, or somebody else's answer was too late.
-                Some(why) => retire_opening(&share, &id, &key, why),
-            }
-        }
-    }
-
     /// Counts a look-up that served `messages`: each is one that a caller alone would have made.
     fn count(&self, share: &Share, source: &Source, messages: usize) {
         let (first, others) = match source {
@@ -249,7 +225,6 @@ fn sealing_question(share: &Arc<Share>, permit: &Permit, id: Id, patience: &Pati
         origin: share.origin(key, binding.primary_version(), binding.primary()),
         share: Arc::clone(share),
         id,
-        direction: Direction::Seal,
         context: permit.context().clone(),
         demand: patience.demand(permit),
     }

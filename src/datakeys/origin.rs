@@ -1,4 +1,4 @@
-//! What data keys have in common that one KMS key wrapped for one key: they can be cut off
+//! What data keys have in common that the same KMS keys wrap for one key: they can be cut off
 //! together at once, and somebody can wait until the last of them is wiped.
 
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 
 use crate::crypto::Secret;
 use crate::directory::Key;
+use crate::directory::KmsKeys;
 use crate::kms;
 use crate::kms::KeyRef;
 use crate::message::EncryptedDataKey;
@@ -22,7 +23,7 @@ use crate::sync::lock;
 pub(super) struct Origin {
     key: Arc<Key>,
     version: usize,
-    kms_key: KeyRef,
+    kms_keys: KmsKeys,
     cut: OnceLock<Retirement>,
     /// Data keys in memory, those in use included.
     living: AtomicUsize,
@@ -38,17 +39,17 @@ pub struct Version {
     pub name: Arc<str>,
     /// Whether that is the version that seals, as far as was known when the data key was fetched.
     pub primary: bool,
-    /// The KMS key: what stands in the message as provider info.
-    pub kms_key: Arc<str>,
+    /// The KMS keys that have wrapped or unwrapped it: what stands in the message as provider info.
+    pub kms_keys: Box<[Arc<str>]>,
 }
 
 impl Origin {
-    /// The origin of data keys under `version` of `key`, counted from 1, which is `kms_key`.
-    pub(super) fn new(key: Arc<Key>, version: usize, kms_key: KeyRef) -> Self {
+    /// The origin of data keys under `version` of `key`, counted from 1, which is `kms_keys`.
+    pub(super) fn new(key: Arc<Key>, version: usize, kms_keys: KmsKeys) -> Self {
         Self {
             key,
             version,
-            kms_key,
+            kms_keys,
             cut: OnceLock::new(),
             living: AtomicUsize::new(0),
             emptied: Notify::new(),
@@ -64,9 +65,14 @@ impl Origin {
         self.version
     }
 
-    /// The KMS key that wraps here.
-    pub(super) fn kms_key(&self) -> &KeyRef {
-        &self.kms_key
+    /// The KMS keys that wrap here.
+    pub(super) fn kms_keys(&self) -> &KmsKeys {
+        &self.kms_keys
+    }
+
+    /// Whether `kms_key` is one of those.
+    pub(super) fn is_under(&self, kms_key: &KeyRef) -> bool {
+        self.kms_keys.iter().any(|one| one == kms_key)
     }
 
     /// Whether it is the version that seals.
@@ -115,24 +121,27 @@ impl Origin {
         }
     }
 
-    /// The version by the names that `wrapped` gives it; `primary` when KMS would wrap with it.
-    pub(super) fn named(&self, wrapped: &EncryptedDataKey, primary: bool) -> Arc<Version> {
+    /// The version by the names that `wrapped` gives it, of the same data key each; `primary` when
+    /// KMS would wrap with it.
+    pub(super) fn named(&self, wrapped: &[EncryptedDataKey], primary: bool) -> Arc<Version> {
         let mut names = lock(&self.names);
-        let known = names
-            .iter()
-            .find(|one| *one.kms_key == *wrapped.provider_info && one.primary == primary);
-        if let Some(known) = known {
+        let infos = || wrapped.iter().map(|one| one.provider_info.as_str());
+        let same = |one: &Version| one.kms_keys.iter().map(|name| &**name).eq(infos());
+        let mut known = names.iter();
+        if let Some(known) = known.find(|one| one.primary == primary && same(one)) {
             return Arc::clone(known);
         }
         let position = self.version.to_string();
-        let number = match wrapped.provider_id.as_str() {
-            kms::LOCAL_PROVIDER => wrapped.provider_info.rsplit('/').next().unwrap_or("0"),
-            _ => &position,
+        let number = match wrapped.first() {
+            Some(one) if one.provider_id == kms::LOCAL_PROVIDER => {
+                one.provider_info.rsplit('/').next().unwrap_or("0")
+            }
+            Some(_) | None => &position,
         };
         let version = Arc::new(Version {
             name: format!("{}/versions/{number}", self.key.name()).into(),
             primary,
-            kms_key: wrapped.provider_info.as_str().into(),
+            kms_keys: infos().map(Arc::from).collect(),
         });
         // A local key may have any number of versions in its life.
         if names.len() == MOST_NAMES {

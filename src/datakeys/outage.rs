@@ -51,7 +51,8 @@ impl Outages {
         self.metrics.degraded(Dependency::Kms, !known.is_empty());
     }
 
-    fn knows(&self, key: &KeyRef) -> bool {
+    /// Whether `key` did not answer when it was last asked.
+    pub(super) fn knows(&self, key: &KeyRef) -> bool {
         lock(&self.known).contains_key(key)
     }
 

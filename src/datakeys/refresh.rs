@@ -31,6 +31,14 @@ impl Pace {
         }
     }
 
+    /// For a key made at `now` that is better replaced at once, as after a refresh that failed;
+    /// `chance` is random.
+    pub(super) fn soon(now: Instant, chance: u8) -> Self {
+        let pace = Self::new(now);
+        pace.failed(now, chance);
+        pace
+    }
+
     /// Whether the caller, who found the key past a soft limit, is the one to have it refreshed.
     pub(super) fn begin(&self, now: Instant) -> bool {
         let now = now.millis();
@@ -50,6 +58,12 @@ impl Pace {
         let most = LEAST_PAUSE.saturating_mul(1 << failures).min(MOST_PAUSE);
         let pause = most / 2 + most / 2 * u32::from(chance) / 255;
         let next = (now + pause).millis();
+        self.next.store(next, Ordering::Relaxed);
+    }
+
+    /// The refresh that has begun would bring nothing now: another may begin in a moment.
+    pub(super) fn put_off(&self, now: Instant) {
+        let next = (now + LEAST_PAUSE).millis();
         self.next.store(next, Ordering::Relaxed);
     }
 

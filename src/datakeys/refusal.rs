@@ -8,8 +8,9 @@ use std::time::Duration;
 use crate::clock::Instant;
 use crate::datakeys::id::Id;
 use crate::kms;
+use crate::kms::KeyRef;
+use crate::metrics::KmsOperation;
 use crate::name::KeyId;
-use crate::policy::Direction;
 use crate::sync::Mutex;
 use crate::sync::lock;
 
@@ -21,12 +22,12 @@ pub(super) struct Refusals<S>(Mutex<HashMap<S, Refusal>>);
 pub(super) enum Subject {
     /// This entry alone: a wrapped key and context, or a context to seal under.
     Entry(Id),
-    /// All of the tenant's use of a version of a key, in one direction.
-    Version {
+    /// All of the tenant's use of one of a key's KMS keys, for one operation.
+    Use {
         key: KeyId,
         generation: u64,
-        version: usize,
-        direction: Direction,
+        kms_key: KeyRef,
+        operation: KmsOperation,
     },
 }
 

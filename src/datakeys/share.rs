@@ -26,7 +26,7 @@ use crate::datakeys::slot::Slot;
 use crate::datakeys::slot::Taken;
 use crate::datakeys::slot::WeakEntry;
 use crate::directory::Key;
-use crate::kms::KeyRef;
+use crate::directory::KmsKeys;
 use crate::metrics::Metrics;
 use crate::metrics::Retirement;
 use crate::metrics::TenantTally;
@@ -204,8 +204,8 @@ impl Share {
         }
     }
 
-    /// The origin of data keys under `version` of `key`, which is `kms_key`.
-    pub(super) fn origin(&self, key: &Arc<Key>, version: usize, kms_key: &KeyRef) -> Arc<Origin> {
+    /// The origin of data keys under `version` of `key`, which is `kms_keys`.
+    pub(super) fn origin(&self, key: &Arc<Key>, version: usize, kms_keys: &KmsKeys) -> Arc<Origin> {
         let mut origins = lock(&self.origins);
         let place = (key.name().key.clone(), key.generation(), version);
         let line = origins.entry(place).or_default();
@@ -213,7 +213,7 @@ impl Share {
             return Arc::clone(origin);
         }
         line.retain(|origin| Arc::strong_count(origin) > 1);
-        let origin = Arc::new(Origin::new(Arc::clone(key), version, kms_key.clone()));
+        let origin = Arc::new(Origin::new(Arc::clone(key), version, kms_keys.clone()));
         line.push(Arc::clone(&origin));
         origin
     }

@@ -1,5 +1,7 @@
 //! What the cache asks of KMS: data keys that callers wait for, and successors ahead of time.
 
+use std::mem;
+use std::slice;
 use std::sync::Arc;
 use std::sync::Weak;
 use std::time::Duration;
@@ -15,8 +17,10 @@ use crate::datakeys::key;
 use crate::datakeys::key::OpeningKey;
 use crate::datakeys::key::SealingKey;
 use crate::datakeys::origin::Material;
-use crate::datakeys::origin::Origin;
 use crate::datakeys::outage::Outages;
+use crate::datakeys::question::Ask;
+use crate::datakeys::question::Question;
+use crate::datakeys::question::Wraps;
 use crate::datakeys::refresh::Queue;
 use crate::datakeys::refusal::Refusals;
 use crate::datakeys::share::Share;
@@ -25,6 +29,8 @@ use crate::datakeys::slot::Entry;
 use crate::datakeys::slot::Slot;
 use crate::datakeys::waiters::Waiters;
 use crate::datakeys::warm::Backlog;
+use crate::datakeys::wraps::Need;
+use crate::datakeys::wraps::Reported;
 use crate::directory::Key;
 use crate::kms;
 use crate::kms::Demand;
@@ -33,10 +39,10 @@ use crate::kms::Kms;
 use crate::message::EncryptedDataKey;
 use crate::message::EncryptionContext;
 use crate::message::Envelope;
+use crate::metrics::KmsOperation;
 use crate::metrics::Metrics;
 use crate::metrics::Refresh;
 use crate::metrics::Retirement;
-use crate::policy::Direction;
 use crate::sync::atomic::AtomicU64;
 use crate::sync::atomic::Ordering;
 use crate::sync::spawn;
@@ -55,18 +61,8 @@ pub(super) struct Upstream {
     /// KMS keys that are disabled, pending deletion or not there, whoever asks.
     pub(super) unusable: Refusals<KeyRef>,
     pub(super) outages: Outages,
-}
-
-/// For what KMS is asked, and for whom: owned, because the answer is awaited in a task of its own.
-#[derive(Clone)]
-pub(super) struct Question {
-    pub(super) share: Arc<Share>,
-    pub(super) origin: Arc<Origin>,
-    /// The entry that the answer is for.
-    pub(super) id: Id,
-    pub(super) direction: Direction,
-    pub(super) context: EncryptionContext,
-    pub(super) demand: Demand,
+    /// KMS keys whose missing wraps are in the log.
+    pub(super) reported: Reported,
 }
 
 /// An entry whose key is to be succeeded.
@@ -97,6 +93,7 @@ impl Upstream {
             successors: Queue::new(refreshes),
             waiters: Waiters::new(waiters),
             unusable: Refusals::default(),
+            reported: Reported::default(),
         }
     }
 
@@ -110,7 +107,7 @@ impl Upstream {
         self: &Arc<Self>,
         question: Question,
     ) -> Result<(Arc<SealingKey>, Source), Error> {
-        self.admit(&question).await?;
+        self.admit_making(&question).await?;
         let share = Arc::clone(&question.share);
         let id = question.id;
         let demand = question.demand.clone();
@@ -119,18 +116,20 @@ impl Upstream {
         share.sealing_flights.join(id, &demand, cached, fetch).await
     }
 
-    /// The opening key of `question`, which is about `wrapped`, likewise.
+    /// The opening key of `question`, which is about `wraps` and of the origin of the first,
+    /// likewise.
     pub(super) async fn opening(
         self: &Arc<Self>,
         question: Question,
-        wrapped: EncryptedDataKey,
+        wraps: Wraps,
     ) -> Result<(Arc<OpeningKey>, Source), Error> {
-        self.admit(&question).await?;
+        self.admit(&question.ask(&wraps.first.kms_key, KmsOperation::Decrypt))
+            .await?;
         let share = Arc::clone(&question.share);
         let id = question.id;
         let demand = question.demand.clone();
         let cached = || share.opening(&id)?.key();
-        let fetch = Arc::clone(self).fetch_opening(question, wrapped);
+        let fetch = Arc::clone(self).fetch_opening(question, wraps);
         share.opening_flights.join(id, &demand, cached, fetch).await
     }
 
@@ -138,24 +137,32 @@ impl Upstream {
     pub(super) async fn single_use(
         self: &Arc<Self>,
         question: &Question,
-    ) -> Result<(SealingKey, Option<String>), Error> {
-        self.admit(question).await?;
-        let (sealing, wrapped, request_id) = self.generate(question).await?;
-        self.put_opener(question, &sealing, &wrapped);
+    ) -> Result<(SealingKey, Vec<String>), Error> {
+        self.admit_making(question).await?;
+        let (sealing, request_ids) = self.sealing_key(question, Need::One).await?;
+        self.put_opener(question, &sealing);
         self.shares.make_room();
-        Ok((sealing, request_id))
+        Ok((sealing, request_ids))
     }
 
-    /// Has a successor fetched for the key in `slot`, which is past a soft limit, unless somebody
-    /// else does already.
+    /// Has a successor fetched for the key in `slot`, which is past a soft limit or lacks a wrap,
+    /// unless somebody else does already.
     pub(super) fn refresh(
         self: &Arc<Self>,
         share: &Arc<Share>,
         slot: &Arc<Slot<SealingKey>>,
         key: &SealingKey,
     ) {
-        if !key.pace().begin(self.clock.now()) {
+        let now = self.clock.now();
+        if !key.pace().begin(now) {
             return;
+        }
+        let kms_keys = key.origin().kms_keys();
+        let mut all = kms_keys.iter();
+        let waits = kms_keys.additional().is_some() && key.has_time(now);
+        if waits && all.any(|kms_key| self.outages.knows(kms_key)) {
+            // One with a wrap alone would be no better.
+            return key.pace().put_off(now);
         }
         let successor = Successor {
             share: Arc::clone(share),
@@ -194,7 +201,6 @@ impl Upstream {
             share: Arc::clone(&share),
             origin: Arc::clone(key.origin()),
             id,
-            direction: Direction::Seal,
             context,
             demand: demand.clone(),
         };
@@ -221,30 +227,42 @@ impl Upstream {
     }
 
     async fn fetch_sealing(self: Arc<Self>, question: Question) -> Landed<Arc<SealingKey>> {
-        let (sealing, wrapped, request_id) = self.generate(&question).await?;
+        let share = &question.share;
+        let current = share.sealing(&question.id).and_then(|slot| slot.key());
+        let need = match current {
+            Some(current) if current.has_time(self.clock.now()) => Need::All,
+            Some(_) | None => Need::One,
+        };
+        let (sealing, request_ids) = self.sealing_key(&question, need).await?;
         let sealing = Arc::new(sealing);
         let now = self.clock.now();
-        let share = &question.share;
         let previous = share.sealing(&question.id);
         // A successor takes over the last use too: unused itself, it has no successor.
         let used = previous
             .as_ref()
             .map_or_else(|| now.millis(), |slot| slot.used());
-        let why = previous.and_then(|slot| slot.key()?.due(now));
-        self.put_opener(&question, &sealing, &wrapped);
+        let why = previous.and_then(|slot| {
+            let key = slot.key()?;
+            let incomplete = key.lacks_wrap().then_some(Retirement::Incomplete);
+            key.due(now).or(incomplete)
+        });
+        self.put_opener(&question, &sealing);
         let slot = Slot::new(question.id, Arc::clone(&sealing), used);
         let why = why.unwrap_or(Retirement::Age);
         share.put(Entry::Sealing(Arc::new(slot)), why, now);
         self.shares.make_room();
-        Ok((sealing, request_id))
+        Ok((sealing, request_ids))
     }
 
     /// Has what `sealing` seals opened here without KMS.
-    fn put_opener(&self, question: &Question, sealing: &SealingKey, wrapped: &EncryptedDataKey) {
+    fn put_opener(&self, question: &Question, sealing: &SealingKey) {
         let now = self.clock.now();
-        let opener = Arc::new(sealing.opener(self.kept(&question.context, wrapped)));
+        let wrapped = sealing.envelope().encrypted_data_keys();
         let pairs = sealing.envelope().context();
-        let id = Id::opening(question.origin.key(), pairs, wrapped);
+        let Some(id) = Id::opening(question.origin.key(), pairs, &wrapped) else {
+            return;
+        };
+        let opener = Arc::new(sealing.opener(self.kept(&question.context, &wrapped)));
         let slot = Slot::new(id, opener, now.millis());
         let entry = Entry::Opening(Arc::new(slot));
         question.share.put(entry, Retirement::Age, now);
@@ -253,79 +271,57 @@ impl Upstream {
     async fn fetch_opening(
         self: Arc<Self>,
         question: Question,
-        wrapped: EncryptedDataKey,
+        wraps: Wraps,
     ) -> Landed<Arc<OpeningKey>> {
         // Its age counts from before the call.
         let born = self.clock.now();
-        let origin = &question.origin;
-        let answer = self.unwrap(&question, &wrapped).await;
-        let unwrapped = self.answered(&question, answer)?;
+        let (wrap, unwrapped) = self.unwrap_any(&question, &wraps).await?;
+        let origin = &wrap.origin;
         let primary = unwrapped.current && origin.is_primary();
-        let version = origin.named(&wrapped, primary);
+        let version = origin.named(slice::from_ref(&wrap.wrapped), primary);
         let material = Arc::new(Material::new(unwrapped.plaintext, origin));
-        let kept = self.kept(&question.context, &wrapped);
+        let kept = self.kept(&question.context, &wraps.wrapped());
         let opening = Arc::new(OpeningKey::new(material, version, born, kept));
         let now = self.clock.now();
         let slot = Slot::new(question.id, Arc::clone(&opening), now.millis());
         let entry = Entry::Opening(Arc::new(slot));
         question.share.put(entry, Retirement::Age, now);
         self.shares.make_room();
-        Ok((opening, unwrapped.request_id))
+        Ok((opening, unwrapped.request_id.into_iter().collect()))
     }
 
     /// What an opening key keeps for a restart.
-    fn kept(&self, context: &EncryptionContext, wrapped: &EncryptedDataKey) -> Option<Envelope> {
+    fn kept(&self, context: &EncryptionContext, wrapped: &[EncryptedDataKey]) -> Option<Envelope> {
         self.backlog.as_ref()?;
-        Envelope::new(context, std::slice::from_ref(wrapped)).ok()
+        Envelope::new(context, wrapped).ok()
     }
 
-    /// Has KMS make a data key, whose age counts from before the call.
-    async fn generate(
+    /// A new data key from KMS, whose age counts from before the call.
+    async fn sealing_key(
         self: &Arc<Self>,
         question: &Question,
-    ) -> Result<(SealingKey, EncryptedDataKey, Option<String>), Error> {
+        need: Need,
+    ) -> Result<(SealingKey, Vec<String>), Error> {
         let born = self.clock.now();
-        let answer = self.wrap(question).await;
-        let data_key = self.answered(question, answer)?;
-        let wrapped = data_key.wrapped.clone();
-        let request_id = data_key.request_id.clone();
-        let origin = &question.origin;
-        let sealing = key::sealing(data_key, &question.context, origin, born, chance())?;
-        Ok((sealing, wrapped, request_id))
+        let mut made = self.make(question, need).await?;
+        let request_ids = mem::take(&mut made.request_ids);
+        let (context, origin) = (&question.context, &question.origin);
+        let sealing = key::sealing(made, context, origin, born, chance())?;
+        Ok((sealing, request_ids))
     }
 
-    fn count(&self, question: &Question) {
+    /// KMS, for one more call of the tenant of `question`.
+    pub(super) fn kms(&self, question: &Question) -> &dyn Kms {
         self.calls.fetch_add(1, Ordering::Relaxed);
         question.share.tally.called_kms();
+        &*self.kms
     }
 
-    /// A new data key from KMS.
-    pub(super) async fn wrap(&self, question: &Question) -> Result<kms::DataKey, kms::Error> {
-        self.count(question);
-        let (key, context) = (question.origin.kms_key(), &question.context);
-        let kms = &self.kms;
-        kms.generate_data_key(key, context, &question.demand).await
-    }
-
-    /// A known data key from KMS.
-    pub(super) async fn unwrap(
-        &self,
-        question: &Question,
-        wrapped: &EncryptedDataKey,
-    ) -> Result<kms::Unwrapped, kms::Error> {
-        self.count(question);
-        let (key, context) = (question.origin.kms_key(), &question.context);
-        let kms = &self.kms;
-        kms.decrypt(key, wrapped, context, &question.demand).await
-    }
-
-    /// Whether KMS would do what `question` asks for.
-    pub(super) async fn rehearse(&self, question: &Question) -> Result<(), kms::Error> {
-        self.count(question);
-        let kms_key = question.origin.kms_key();
-        let (operation, context) = (question.operation(), &question.context);
-        let kms = &self.kms;
-        kms.dry_run(operation, kms_key, context, &question.demand)
+    /// Whether KMS would do it.
+    pub(super) async fn rehearse(&self, ask: &Ask<'_>) -> Result<(), kms::Error> {
+        let (context, demand) = (&ask.question.context, &ask.question.demand);
+        let kms = self.kms(ask.question);
+        kms.dry_run(ask.operation, ask.kms_key, context, demand)
             .await
     }
 
@@ -334,21 +330,21 @@ impl Upstream {
         self.kms.describe_key(kms_key).await
     }
 
-    fn answered<T>(
+    /// Draws the conclusions from an answer.
+    pub(super) fn answered<T>(
         self: &Arc<Self>,
-        question: &Question,
+        ask: &Ask<'_>,
         answer: Result<T, kms::Error>,
     ) -> Result<T, Error> {
-        let kms_key = question.origin.kms_key();
         match &answer {
             Ok(_) => {
-                self.outages.over(kms_key);
-                self.allowed(question);
+                self.outages.over(ask.kms_key);
+                self.allowed(ask);
             }
-            Err(error) if error.is_refusal() => self.learn(question, error),
+            Err(error) if error.is_refusal() => self.learn(ask, error),
             // It was not asked.
             Err(kms::Error::Crowded { .. }) => {}
-            Err(_) => self.outages.note(kms_key, self.clock.now()),
+            Err(_) => self.outages.note(ask.kms_key, self.clock.now()),
         }
         Ok(answer?)
     }
@@ -370,4 +366,4 @@ pub(super) fn chance() -> u8 {
 }
 
 /// So long a call ahead of time waits for its turn: then it is tried again later.
-const AHEAD: Duration = Duration::from_secs(30);
+pub(super) const AHEAD: Duration = Duration::from_secs(30);

@@ -57,8 +57,8 @@ pub struct Recent {
 /// What an entry was used for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Purpose {
-    /// To open messages with this wrapped key.
-    Open(EncryptedDataKey),
+    /// To open messages with these wrapped keys, at least one: each of them is one of ours.
+    Open(Vec<EncryptedDataKey>),
     /// To seal.
     Seal,
 }
@@ -197,7 +197,7 @@ impl Moment {
             Entry::Opening(slot) => {
                 let key = slot.key().filter(|key| key.ended(self.boot).is_none())?;
                 let kept = key.kept()?;
-                let wrapped = kept.encrypted_data_keys().pop()?;
+                let wrapped = kept.encrypted_data_keys();
                 Some(of(key.origin().key().name(), kept, Purpose::Open(wrapped)))
             }
             Entry::Sealing(slot) => {

@@ -15,6 +15,8 @@ use toml::Spanned;
 use super::Error;
 use super::Home;
 use super::binding::Binding;
+use super::binding::KmsKeys;
+use super::binding::UnfitAdditional;
 use super::key::Key;
 use super::key::KeyPolicy;
 use super::key::Limits;
@@ -40,6 +42,16 @@ use crate::strict;
 /// What is wrong with a tenant or a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
+    /// A KMS key can't be the additional key that it is named as.
+    #[error("kms names the additional_key {additional} for {key}: {error}")]
+    Additional {
+        /// The KMS key that has it.
+        key: String,
+        /// The one that is named for it.
+        additional: String,
+        /// Why.
+        error: UnfitAdditional,
+    },
     /// The fixed pairs, or the pairs of a condition, could not stand in an encryption context.
     #[error("context: {error}{}", detail(error))]
     Context {
@@ -390,31 +402,50 @@ fn check_context(tenant: &Tenant, name: &KeyName) -> Result<(), Fault> {
 }
 
 fn binding(list: Vec<raw::KmsKey>) -> Result<Binding, Fault> {
-    let mut keys: Vec<KeyRef> = Vec::with_capacity(list.len());
+    let mut versions: Vec<KmsKeys> = Vec::with_capacity(list.len());
     for raw in list {
-        let key = kms_key(raw)?;
-        let named = |other: &KeyRef| other.to_string() == key.to_string();
-        if keys.iter().any(named) {
-            return Err(Fault::RepeatedKms(key));
+        let keys = kms_keys(raw)?;
+        for key in keys.iter() {
+            let named = |other: &KeyRef| other.to_string() == key.to_string();
+            if versions.iter().flat_map(KmsKeys::iter).any(named) {
+                return Err(Fault::RepeatedKms(key.clone()));
+            }
         }
-        keys.push(key);
+        versions.push(keys);
     }
-    Binding::new(keys).ok_or(Fault::NoKms)
+    Binding::new(versions).ok_or(Fault::NoKms)
 }
 
-fn kms_key(raw: raw::KmsKey) -> Result<KeyRef, Fault> {
+fn kms_keys(raw: raw::KmsKey) -> Result<KmsKeys, Fault> {
     let raw::KmsKey {
         key,
         replica_regions,
+        additional_key,
     } = raw;
-    let preferred = match key.parse() {
-        Ok(preferred) => preferred,
-        Err(error) => return Err(Fault::Kms { value: key, error }),
+    let generator = match replica_regions {
+        None => kms_key(key)?,
+        Some(regions) => replicated(key, &regions)?,
     };
-    let Some(regions) = replica_regions else {
-        return Ok(preferred);
+    let Some(additional) = additional_key else {
+        return Ok(KmsKeys::of(generator));
     };
-    let replicas = match preferred {
+    let additional = kms_key(additional)?;
+    let [key, named] = [&generator, &additional].map(ToString::to_string);
+    let keys = KmsKeys::with_additional(generator, additional);
+    keys.map_err(|error| Fault::Additional {
+        key,
+        additional: named,
+        error,
+    })
+}
+
+fn kms_key(name: String) -> Result<KeyRef, Fault> {
+    name.parse()
+        .map_err(|error| Fault::Kms { value: name, error })
+}
+
+fn replicated(key: String, regions: &[String]) -> Result<KeyRef, Fault> {
+    let replicas = match kms_key(key.clone())? {
         KeyRef::Aws(arn) => Replicas::new(arn, regions.iter().map(String::as_str)),
         KeyRef::Local(_) | KeyRef::MultiRegion(_) => Err(UnfitReplicas::SingleRegion),
     };

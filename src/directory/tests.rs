@@ -82,7 +82,7 @@ fn a_full_entry_is_read_in_full() {
     );
     assert_eq!(key.tenant().weight(), 20);
     assert_eq!(key.owner(), Owner::Tenant);
-    assert_eq!(key.kms().primary(), &NEWER.parse().unwrap());
+    assert_eq!(key.kms().primary().generator(), &NEWER.parse().unwrap());
     assert_eq!(key.kms().primary_version(), 2);
     assert_eq!(key.kms().version_of(&ARN.parse().unwrap()), Some(1));
     assert_eq!(key.kms().version_of(&"local:x".parse().unwrap()), None);
@@ -114,7 +114,8 @@ fn a_full_entry_is_read_in_full() {
 fn a_short_entry_gets_the_defaults() {
     let directory = parse(FULL).unwrap();
     let key = directory.key(&name("keys/invoices")).unwrap();
-    assert_eq!(key.kms().primary(), &"local:invoices".parse().unwrap());
+    let generator = key.kms().primary().generator();
+    assert_eq!(generator, &"local:invoices".parse().unwrap());
     assert_eq!(key.owner(), Owner::Operator);
     assert_eq!(key.limits(), Limits::default());
     let plain = parse("[[tenant]]\nid = \"plain\"").unwrap();
@@ -246,7 +247,7 @@ fn a_kms_key_may_have_replicas() {
     for list in [good.clone(), format!("[\"{ARN}\", {good}]")] {
         let directory = parse(&file("", &format!("kms = {list}"))).unwrap();
         let key = directory.key(&name("keys/orders")).unwrap();
-        let replicas = key.kms().primary().in_regions().iter();
+        let replicas = key.kms().primary().generator().in_regions().iter();
         let regions: Vec<_> = replicas.map(KeyRef::region).collect();
         assert_eq!(regions, ["eu-central-1", "us-east-1"]);
     }
@@ -263,6 +264,73 @@ fn a_kms_key_may_have_replicas() {
         key_fault(&format!("kms = [{good}, \"{MULTI_REGION}\"]")),
         Fault::RepeatedKms(MULTI_REGION.parse().unwrap())
     );
+}
+
+#[test]
+fn a_kms_key_may_have_an_additional_one_that_shares_nothing_with_it() {
+    let pair =
+        |key: &str, more: &str| format!("{{ key = \"{key}\", additional_key = \"{more}\" }}");
+    let replicated = format!(
+        "{{ key = \"{MULTI_REGION}\", replica_regions = [\"us-east-1\"], additional_key = \"{ARN}\" }}"
+    );
+    for (kms, generator, additional, versions) in [
+        (pair(ARN, NEWER), ARN, NEWER, 1),
+        (pair("local:a", "local:b"), "local:a", "local:b", 1),
+        (replicated, MULTI_REGION, ARN, 1),
+        (
+            format!("[\"local:a\", {}]", pair(NEWER, ARN)),
+            NEWER,
+            ARN,
+            2,
+        ),
+    ] {
+        let directory = parse(&file("", &format!("kms = {kms}"))).unwrap();
+        let binding = directory.key(&name("keys/orders")).unwrap().kms();
+        let keys = binding.primary();
+        assert_eq!(keys.generator().to_string(), generator);
+        let additional: KeyRef = additional.parse().unwrap();
+        assert_eq!(keys.additional(), Some(&additional));
+        assert_eq!(binding.version_of(&additional), Some(versions));
+    }
+    let replica = MULTI_REGION.replace("eu-central-1", "us-east-1");
+    for (key, additional, error) in [
+        (ARN, ARN, UnfitAdditional::Same),
+        (MULTI_REGION, &replica, UnfitAdditional::Same),
+        ("local:a", "local:a", UnfitAdditional::Same),
+        (ARN, "local:a", UnfitAdditional::Elsewhere),
+        ("local:a", ARN, UnfitAdditional::Elsewhere),
+    ] {
+        let fault = key_fault(&format!("kms = {}", pair(key, additional)));
+        let (key, additional) = (key.to_owned(), additional.to_owned());
+        let expected = Fault::Additional {
+            key,
+            additional,
+            error,
+        };
+        assert_eq!(fault, expected);
+    }
+    let twice = format!("kms = [\"{NEWER}\", {}]", pair(ARN, NEWER));
+    assert_eq!(
+        key_fault(&twice),
+        Fault::RepeatedKms(NEWER.parse().unwrap())
+    );
+    let none = format!("kms = {}", pair(ARN, "alias/a"));
+    assert!(matches!(key_fault(&none), Fault::Kms { value, .. } if value == "alias/a"));
+}
+
+#[test]
+fn an_additional_kms_key_is_another_generation() {
+    let one = |kms: &str| parse(&file("", &format!("kms = {kms}"))).unwrap();
+    let alone = one(&format!("\"{ARN}\""));
+    let pair = format!("{{ key = \"{ARN}\", additional_key = \"{NEWER}\" }}");
+    let other = pair.replace(NEWER, "arn:aws:kms:us-east-1:111122223333:key/other");
+    let mut before = alone;
+    let mut generations = vec![before.key(&name("keys/orders")).unwrap().generation()];
+    for kms in [&pair, &pair, &other, &format!("\"{ARN}\"")] {
+        before = one(kms).succeed(&before);
+        generations.push(before.key(&name("keys/orders")).unwrap().generation());
+    }
+    assert_eq!(generations, [1, 2, 2, 4, 5]);
 }
 
 #[test]

@@ -152,6 +152,7 @@ impl Client {
                 name: key.name,
                 role: key.role,
                 kms_keys: key.kms_keys,
+                additional_kms_keys: key.additional_kms_keys,
             }));
             if page.next_page_token.is_empty() {
                 return Ok(keys);
@@ -265,6 +266,8 @@ pub struct Key {
     pub role: String,
     /// The KMS keys behind it, oldest first.
     pub kms_keys: Vec<String>,
+    /// The KMS keys that wrap for one of those as well, likewise.
+    pub additional_kms_keys: Vec<String>,
 }
 
 /// Why a broker did not do what it was asked for.

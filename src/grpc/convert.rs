@@ -19,8 +19,10 @@ use crate::broker::Sealed;
 use crate::broker::Visible;
 use crate::crypto::Plaintext;
 use crate::datakeys::Version;
+use crate::directory::KmsKeys;
 use crate::error::Error;
 use crate::grpc::pb;
+use crate::kms::KeyRef;
 
 /// Whether a checksum came with a field and was compared.
 #[derive(Clone, Copy, Default)]
@@ -395,7 +397,8 @@ pub(super) fn key(visible: &Visible) -> pb::Key {
     let Visible { key, role } = visible;
     pb::Key {
         name: key.name().to_string(),
-        kms_keys: key.kms().iter().map(ToString::to_string).collect(),
+        kms_keys: names(key.kms().versions().map(KmsKeys::generator)),
+        additional_kms_keys: names(key.kms().versions().filter_map(KmsKeys::additional)),
         role: role.label().to_owned(),
         data_key_limits: Some(pb::DataKeyLimits {
             max_age_seconds: key.limits().max_age.as_secs(),
@@ -403,6 +406,10 @@ pub(super) fn key(visible: &Visible) -> pb::Key {
             max_bytes: key.limits().max_bytes,
         }),
     }
+}
+
+fn names<'k>(keys: impl Iterator<Item = &'k KeyRef>) -> Vec<String> {
+    keys.map(ToString::to_string).collect()
 }
 
 pub(super) fn page(page: &Page) -> pb::ListKeysResponse {

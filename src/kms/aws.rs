@@ -53,6 +53,7 @@ use crate::kms::Error;
 use crate::kms::KeyRef;
 use crate::kms::Kms;
 use crate::kms::Unwrapped;
+use crate::kms::Wrapped;
 use crate::kms::aws::codes::sentence;
 use crate::kms::aws::config::timeouts;
 use crate::kms::aws::credentials::Loads;
@@ -152,32 +153,36 @@ impl Kms for Aws {
             .set_encryption_context(pairs(context))
             .send()
             .await
-            .map_err(|error| match failure(error, context) {
-                // There was no ciphertext to complain of.
-                Error::InvalidCiphertext | Error::IncorrectKey => {
-                    Error::Invalid("an error about ciphertext, and none was sent".to_owned())
-                }
-                other => other,
-            })?;
+            .map_err(|error| without_ciphertext(failure(error, context)))?;
         let plaintext = secret(answer.plaintext.take())?;
         let request_id = request_id(&answer);
-        let named = same_key(arn, answer.key_id())?;
-        let ciphertext = answer
-            .ciphertext_blob
-            .map(Blob::into_inner)
-            .unwrap_or_default();
-        if ciphertext.is_empty() || ciphertext.len() > MAX_WRAPPED {
-            let length = ciphertext.len();
-            return Err(Error::Invalid(format!("a wrapped key of {length} bytes")));
-        }
         Ok(DataKey {
             plaintext,
-            wrapped: EncryptedDataKey {
-                provider_id: AWS_PROVIDER.to_owned(),
-                provider_info: named.as_str().to_owned(),
-                ciphertext,
-            },
+            wrapped: wrapped(arn, answer.key_id(), answer.ciphertext_blob.as_ref())?,
             request_id,
+        })
+    }
+
+    async fn encrypt(
+        &self,
+        key: &KeyRef,
+        plaintext: &Secret<DATA_KEY>,
+        context: &EncryptionContext,
+        _: &Demand,
+    ) -> Result<Wrapped, Error> {
+        let arn = arn(key)?;
+        let answer = self
+            .client(arn)
+            .encrypt()
+            .key_id(arn.as_str())
+            .plaintext(Blob::new(plaintext.expose().as_slice()))
+            .set_encryption_context(pairs(context))
+            .send()
+            .await
+            .map_err(|error| without_ciphertext(failure(error, context)))?;
+        Ok(Wrapped {
+            wrapped: wrapped(arn, answer.key_id(), answer.ciphertext_blob())?,
+            request_id: request_id(&answer),
         })
     }
 
@@ -256,6 +261,15 @@ impl Kms for Aws {
                 rehearsed(call.send().await, context)
             }
             KmsOperation::DescribeKey => self.describe_key(key).await,
+            KmsOperation::Encrypt => {
+                let call = client
+                    .encrypt()
+                    .key_id(arn.as_str())
+                    .plaintext(Blob::new([0; DATA_KEY]))
+                    .set_encryption_context(pairs(context))
+                    .dry_run(true);
+                rehearsed(call.send().await, context)
+            }
             KmsOperation::GenerateDataKey => {
                 let call = client
                     .generate_data_key()
@@ -290,6 +304,35 @@ fn secret(plaintext: Option<Blob>) -> Result<Secret<DATA_KEY>, Error> {
     let bytes = Zeroizing::new(plaintext.map(Blob::into_inner).unwrap_or_default());
     Secret::copied(&bytes)
         .ok_or_else(|| Error::Invalid(format!("a data key of {} bytes", bytes.len())))
+}
+
+/// What `asked` wrapped, by an answer that must name that key.
+fn wrapped(
+    asked: &Arn,
+    answered: Option<&str>,
+    ciphertext: Option<&Blob>,
+) -> Result<EncryptedDataKey, Error> {
+    let named = same_key(asked, answered)?;
+    let ciphertext = ciphertext.map(Blob::as_ref).unwrap_or_default();
+    if ciphertext.is_empty() || ciphertext.len() > MAX_WRAPPED {
+        let length = ciphertext.len();
+        return Err(Error::Invalid(format!("a wrapped key of {length} bytes")));
+    }
+    Ok(EncryptedDataKey {
+        provider_id: AWS_PROVIDER.to_owned(),
+        provider_info: named.as_str().to_owned(),
+        ciphertext: ciphertext.to_vec(),
+    })
+}
+
+/// What the failure of a call means that sent no ciphertext to complain of.
+fn without_ciphertext(error: Error) -> Error {
+    match error {
+        Error::InvalidCiphertext | Error::IncorrectKey => {
+            Error::Invalid("an error about ciphertext, and none was sent".to_owned())
+        }
+        other => other,
+    }
 }
 
 /// The ARN that KMS answered with, which must name the key that was asked.

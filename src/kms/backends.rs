@@ -9,12 +9,15 @@ use jiff::SignedDuration;
 use serde::Deserialize;
 use tokio::time::Instant;
 
+use crate::crypto::Secret;
+use crate::kms::DATA_KEY;
 use crate::kms::DataKey;
 use crate::kms::Demand;
 use crate::kms::Error;
 use crate::kms::KeyRef;
 use crate::kms::Kms;
 use crate::kms::Unwrapped;
+use crate::kms::Wrapped;
 use crate::kms::aws;
 use crate::kms::aws::Aws;
 use crate::kms::local::Keyring;
@@ -89,6 +92,17 @@ impl Kms for Backends {
         demand: &Demand,
     ) -> Result<DataKey, Error> {
         self.of(key)?.generate_data_key(key, context, demand).await
+    }
+
+    async fn encrypt(
+        &self,
+        key: &KeyRef,
+        plaintext: &Secret<DATA_KEY>,
+        context: &EncryptionContext,
+        demand: &Demand,
+    ) -> Result<Wrapped, Error> {
+        let kms = self.of(key)?;
+        kms.encrypt(key, plaintext, context, demand).await
     }
 
     async fn decrypt(

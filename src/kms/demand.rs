@@ -18,7 +18,15 @@ pub struct Demand {
     tenant: TenantId,
     weight: u32,
     cause: Cause,
+    otherwise: Otherwise,
     state: Arc<Mutex<State>>,
+}
+
+/// What becomes of it if the call brings nothing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Otherwise {
+    Fails,
+    GoesOn,
 }
 
 struct State {
@@ -55,8 +63,31 @@ impl Demand {
             tenant,
             weight: weight.max(1),
             cause: Cause::Nobody,
+            otherwise: Otherwise::Fails,
             state: Arc::new(Mutex::new(state)),
         }
+    }
+
+    /// The same demand, for a call without which it goes on by another one: that call shall not try
+    /// for long.
+    pub fn with_alternative(&self) -> Self {
+        Self {
+            otherwise: Otherwise::GoesOn,
+            ..self.clone()
+        }
+    }
+
+    /// A demand of its own for a later call of the same undertaking, which is of use until then
+    /// whoever still waits: what has begun shall come to something.
+    pub fn prolonged(&self, until: Instant) -> Self {
+        let urgent = self.is_urgent();
+        let until = self.until().max(until);
+        Self::with(self.tenant.clone(), self.weight, until, urgent)
+    }
+
+    /// Whether it goes on by another call if this one brings nothing.
+    pub fn has_alternative(&self) -> bool {
+        self.otherwise == Otherwise::GoesOn
     }
 
     /// Whose it is.
@@ -127,6 +158,20 @@ mod tests {
         assert!(!demand.is_over(at(4)));
         assert!(demand.is_over(at(5)));
         assert!(!demand.join(at(9)) && demand.is_over(now), "for good");
+    }
+
+    #[test]
+    fn an_alternative_is_of_one_call_and_the_wait_of_all() {
+        let now = Instant::now();
+        let demand = Demand::new(tenant(), 2, now);
+        let first = demand.with_alternative();
+        assert!(first.has_alternative() && !demand.has_alternative());
+        assert!(demand.join(now + Duration::from_secs(5)) && first.is(&demand));
+        assert_eq!(first.until(), demand.until());
+        assert!(demand.is_over(now + Duration::from_secs(5)));
+        let later = first.prolonged(now + Duration::from_secs(9));
+        assert!(!later.is_over(now + Duration::from_secs(8)) && later.is_urgent());
+        assert_eq!((later.weight(), later.has_alternative()), (2, false));
     }
 
     #[test]

@@ -30,12 +30,15 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio::time::MissedTickBehavior;
 
+use crate::crypto::Secret;
+use crate::kms::DATA_KEY;
 use crate::kms::DataKey;
 use crate::kms::Demand;
 use crate::kms::Error;
 use crate::kms::KeyRef;
 use crate::kms::Kms;
 use crate::kms::Unwrapped;
+use crate::kms::Wrapped;
 use crate::kms::aws;
 use crate::kms::guarded::gate::Answer;
 use crate::kms::guarded::gate::Gate;
@@ -74,6 +77,8 @@ use crate::trace::Tracer;
 /// an answer within `attempt_timeout`, so it may take twice that longer for each Region before the
 /// last. After three failed attempts in a row in a Region, calls begin with the next until it has
 /// been well for 10 s. What was not asked of a Region tells nothing about it.
+///
+/// A call whose [`Demand`] has an alternative is made so in every Region, the last one too.
 ///
 /// A key for which half of 20 or more attempts within 10 s failed is not asked for 1 to 5 s: its
 /// calls end in [`Error::Unavailable`] at once. Then one at a time goes through, until one does not
@@ -128,7 +133,7 @@ impl Guarded {
         for stop in route {
             let begin = begin(&stop.guard, operation, demand, attempt);
             match self.call_once(&stop, begin, || ask(stop.key)).await {
-                Err(Error::Crowded { .. } | Error::Throttled | Error::Unavailable(_)) => {
+                Err(error) if error.is_undecided() => {
                     stop.guard.failed_over();
                     attempt += 1;
                 }
@@ -136,10 +141,14 @@ impl Guarded {
             }
         }
         let ask = || ask(last.key);
+        if demand.is_some_and(Demand::has_alternative) {
+            let begin = begin(&last.guard, operation, demand, attempt);
+            return self.call_once(&last, begin, ask).await;
+        }
         self.call_in(&last, operation, demand, attempt, ask).await
     }
 
-    /// One attempt in a Region, if its turn comes soon: another Region may have room.
+    /// One attempt in a Region, if its turn comes soon: another Region or key may have room.
     async fn call_once<'a, T: Answered>(
         &'a self,
         stop: &Stop<'_>,
@@ -303,6 +312,18 @@ impl Kms for Guarded {
     ) -> Result<DataKey, Error> {
         let ask = |key| self.kms.generate_data_key(key, context, demand);
         let operation = KmsOperation::GenerateDataKey;
+        self.call(key, operation, Some(demand), ask).await
+    }
+
+    async fn encrypt(
+        &self,
+        key: &KeyRef,
+        plaintext: &Secret<DATA_KEY>,
+        context: &EncryptionContext,
+        demand: &Demand,
+    ) -> Result<Wrapped, Error> {
+        let ask = |key| self.kms.encrypt(key, plaintext, context, demand);
+        let operation = KmsOperation::Encrypt;
         self.call(key, operation, Some(demand), ask).await
     }
 

@@ -17,12 +17,14 @@ use uuid::Uuid;
 use crate::crypto::Secret;
 use crate::crypto::random;
 use crate::kms;
+use crate::kms::DATA_KEY;
 use crate::kms::DataKey;
 use crate::kms::Demand;
 use crate::kms::KeyRef;
 use crate::kms::Kms;
 use crate::kms::LOCAL_PROVIDER;
 use crate::kms::Unwrapped;
+use crate::kms::Wrapped;
 use crate::kms::local::contents::Contents;
 use crate::kms::local::contents::Key;
 use crate::kms::local::contents::Version;
@@ -50,19 +52,23 @@ impl Kms for Keyring {
         context: &EncryptionContext,
         _: &Demand,
     ) -> Result<DataKey, kms::Error> {
-        let contents = self.contents();
-        let (id, key) = usable(&contents, key)?;
-        let info = info(contents.id, &id, key.primary.number);
         let plaintext = Secret::random().map_err(unavailable)?;
-        let ciphertext =
-            wrap::wrap(&key.primary.material, &info, context, &plaintext).map_err(unavailable)?;
         Ok(DataKey {
+            wrapped: self.wrap(key, &plaintext, context)?,
             plaintext,
-            wrapped: EncryptedDataKey {
-                provider_id: LOCAL_PROVIDER.to_owned(),
-                provider_info: info,
-                ciphertext,
-            },
+            request_id: None,
+        })
+    }
+
+    async fn encrypt(
+        &self,
+        key: &KeyRef,
+        plaintext: &Secret<DATA_KEY>,
+        context: &EncryptionContext,
+        _: &Demand,
+    ) -> Result<Wrapped, kms::Error> {
+        Ok(Wrapped {
+            wrapped: self.wrap(key, plaintext, context)?,
             request_id: None,
         })
     }
@@ -106,6 +112,26 @@ impl Kms for Keyring {
         _: &Demand,
     ) -> Result<(), kms::Error> {
         self.describe_key(key).await
+    }
+}
+
+impl Keyring {
+    fn wrap(
+        &self,
+        key: &KeyRef,
+        plaintext: &Secret<DATA_KEY>,
+        context: &EncryptionContext,
+    ) -> Result<EncryptedDataKey, kms::Error> {
+        let contents = self.contents();
+        let (id, key) = usable(&contents, key)?;
+        let info = info(contents.id, &id, key.primary.number);
+        let ciphertext =
+            wrap::wrap(&key.primary.material, &info, context, plaintext).map_err(unavailable)?;
+        Ok(EncryptedDataKey {
+            provider_id: LOCAL_PROVIDER.to_owned(),
+            provider_info: info,
+            ciphertext,
+        })
     }
 }
 

@@ -121,7 +121,12 @@ fn length(n: usize) -> [u8; 2] {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
+    use super::super::Message;
+    use super::super::seal;
     use super::*;
+    use crate::crypto::Secret;
 
     fn key(provider: usize, ciphertext: usize) -> EncryptedDataKey {
         EncryptedDataKey {
@@ -159,6 +164,41 @@ mod tests {
                 limit: 6144
             })
         );
+    }
+
+    fn any_key() -> impl Strategy<Value = EncryptedDataKey> {
+        let provider = || "[a-zé:/-]{0,40}";
+        let ciphertext = prop::collection::vec(any::<u8>(), 0..300);
+        (provider(), provider(), ciphertext).prop_map(|(provider_id, provider_info, ciphertext)| {
+            EncryptedDataKey {
+                provider_id,
+                provider_info,
+                ciphertext,
+            }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_message_with_two_encrypted_data_keys_names_both_and_opens(
+            keys in prop::collection::vec(any_key(), 1..=2),
+            pairs in prop::collection::btree_map("[a-z]{1,8}", "[a-z]{1,8}", 0..3),
+            plaintext in prop::collection::vec(any::<u8>(), 0..100),
+            associated_data in prop::collection::vec(any::<u8>(), 0..9),
+        ) {
+            let context = EncryptionContext::new(pairs).expect("within limits");
+            let envelope = Envelope::new(&context, &keys).expect("within limits");
+            prop_assert_eq!(&envelope.encrypted_data_keys(), &keys);
+            prop_assert_eq!(envelope.context(), context.serialized());
+            let data_key = Secret::random().expect("randomness");
+            let sealed = seal(&data_key, &envelope, &associated_data, &plaintext);
+            let sealed = sealed.expect("randomness");
+            let message = Message::parse(&sealed).expect("a message");
+            prop_assert_eq!(message.encrypted_data_keys(), keys);
+            prop_assert_eq!(message.context(), &context);
+            let opened = message.open(&data_key, &associated_data).expect("the same key");
+            prop_assert_eq!(opened.as_slice(), plaintext);
+        }
     }
 
     #[test]

@@ -29,9 +29,11 @@ pub(super) struct Regions {
 pub struct KmsTally {
     decrypt: OutcomeCounts,
     describe_key: OutcomeCounts,
+    encrypt: OutcomeCounts,
     generate_data_key: OutcomeCounts,
     retries: AtomicU64,
     failovers: AtomicU64,
+    missing_wraps: AtomicU64,
     shed: AtomicU64,
     half: AtomicI64,
     open: AtomicI64,
@@ -57,9 +59,11 @@ impl KmsTally {
         Self {
             decrypt: OutcomeCounts::default(),
             describe_key: OutcomeCounts::default(),
+            encrypt: OutcomeCounts::default(),
             generate_data_key: OutcomeCounts::default(),
             retries: AtomicU64::new(0),
             failovers: AtomicU64::new(0),
+            missing_wraps: AtomicU64::new(0),
             shed: AtomicU64::new(0),
             queued: AtomicI64::new(0),
             rate: Mutex::new(0.0),
@@ -100,14 +104,24 @@ impl KmsTally {
         self.retries.load(Relaxed)
     }
 
-    /// Counts a call that failed here and goes on to another Region.
+    /// Counts a call that failed here and goes on to another Region or key.
     pub fn failed_over(&self) {
         self.failovers.fetch_add(1, Relaxed);
     }
 
-    /// Calls that failed here and went on to another Region.
+    /// Calls that failed here and went on to another Region or key.
     pub fn failovers(&self) -> u64 {
         self.failovers.load(Relaxed)
+    }
+
+    /// Counts a data key that serves without the wrap of a key here.
+    pub fn wrap_missing(&self) {
+        self.missing_wraps.fetch_add(1, Relaxed);
+    }
+
+    /// Data keys that served without the wrap of a key here.
+    pub fn missing_wraps(&self) -> u64 {
+        self.missing_wraps.load(Relaxed)
     }
 
     /// Requests throttled so far.
@@ -174,6 +188,7 @@ impl KmsTally {
         let counts = match operation {
             KmsOperation::Decrypt => &self.decrypt,
             KmsOperation::DescribeKey => &self.describe_key,
+            KmsOperation::Encrypt => &self.encrypt,
             KmsOperation::GenerateDataKey => &self.generate_data_key,
         };
         match outcome {
@@ -259,10 +274,17 @@ impl Regions {
         meter
             .u64_observable_counter("keybroker_kms_failovers")
             .with_description(
-                "Calls to KMS that went on to another Region, by the Region that failed.",
+                "Calls to KMS that went on to another Region or key, by the Region that failed.",
             )
             .with_callback(self.reading(|tally, region, instrument| {
                 instrument.observe(tally.failovers(), &[region]);
+            }))
+            .build();
+        meter
+            .u64_observable_counter("keybroker_kms_missing_wraps")
+            .with_description("Data keys that one KMS key of two has not wrapped, by its Region.")
+            .with_callback(self.reading(|tally, region, instrument| {
+                instrument.observe(tally.missing_wraps(), &[region]);
             }))
             .build();
         meter

@@ -62,6 +62,8 @@ pub enum Retirement {
     Denied,
     /// Nobody used it for long.
     Idle,
+    /// One of its key's KMS keys had not wrapped it, and a successor came.
+    Incomplete,
     /// Of its limit of messages, likewise.
     Messages,
     /// Somebody had it purged.
@@ -72,12 +74,13 @@ pub enum Retirement {
 
 impl Retirement {
     /// Every reason that there is.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Age,
         Self::Bytes,
         Self::Capacity,
         Self::Denied,
         Self::Idle,
+        Self::Incomplete,
         Self::Messages,
         Self::Purge,
         Self::Rotated,
@@ -91,6 +94,7 @@ impl Retirement {
             Self::Capacity => "capacity",
             Self::Denied => "denied",
             Self::Idle => "idle",
+            Self::Incomplete => "incomplete",
             Self::Messages => "messages",
             Self::Purge => "purge",
             Self::Rotated => "rotated",
@@ -181,24 +185,32 @@ impl Dependency {
 }
 
 /// What a KMS is asked to do; the labels are its own names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KmsOperation {
     /// To unwrap a data key.
     Decrypt,
     /// Whether a key may be used.
     DescribeKey,
+    /// To wrap a data key that another key has made.
+    Encrypt,
     /// To make a data key and wrap it.
     GenerateDataKey,
 }
 
 impl KmsOperation {
-    pub(super) const ALL: [Self; 3] = [Self::Decrypt, Self::DescribeKey, Self::GenerateDataKey];
+    pub(super) const ALL: [Self; 4] = [
+        Self::Decrypt,
+        Self::DescribeKey,
+        Self::Encrypt,
+        Self::GenerateDataKey,
+    ];
 
     /// The value of the label `operation`.
     pub fn label(self) -> &'static str {
         match self {
             Self::Decrypt => "Decrypt",
             Self::DescribeKey => "DescribeKey",
+            Self::Encrypt => "Encrypt",
             Self::GenerateDataKey => "GenerateDataKey",
         }
     }

@@ -11,6 +11,7 @@ use aws_credential_types::credential_fn::provide_credentials_fn;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_credential_types::provider::error::CredentialsError;
 use jiff::SignedDuration;
+use keybroker::crypto::Secret;
 use keybroker::kms::Arn;
 use keybroker::kms::Error;
 use keybroker::kms::Guarded;
@@ -278,6 +279,31 @@ async fn making_a_data_key_never_blames_a_ciphertext() {
             "{code}"
         );
     }
+}
+
+#[tokio::test]
+async fn wrapping_a_data_key_never_blames_a_ciphertext_or_believes_another_key() {
+    let scene = Scene::set().await;
+    let (data_key, context, demand) = (Secret::random().unwrap(), acme(), demand());
+    let encrypt = || {
+        let (aws, key) = (&scene.aws, &scene.key);
+        aws.encrypt(key, &data_key, &context, &demand)
+    };
+    for fault in [
+        Fault::Code("IncorrectKeyException", 400),
+        Fault::Code("InvalidCiphertextException", 400),
+        Fault::Garbage,
+        Fault::WrongKeyId,
+    ] {
+        scene.fake.fail_next(1, Operation::Encrypt, fault.clone());
+        let error = refusal(encrypt().await);
+        assert!(matches!(error, Error::Invalid(_)), "{fault:?}: {error}");
+    }
+    let wrapped = encrypt().await.unwrap();
+    assert_eq!(wrapped.wrapped.provider_info, scene.arn.as_str());
+    assert!(wrapped.request_id.is_some());
+    let call = scene.fake.log().pop().unwrap();
+    assert_eq!(call.context["keybroker:tenant"], "acme");
 }
 
 #[tokio::test]

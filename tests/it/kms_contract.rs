@@ -2,12 +2,15 @@
 
 use crate::harness::demand;
 use async_trait::async_trait;
+use keybroker::crypto::Secret;
+use keybroker::kms::DATA_KEY;
 use keybroker::kms::DataKey;
 use keybroker::kms::Error;
 use keybroker::kms::KeyRef;
 use keybroker::kms::Kms;
 use keybroker::message::EncryptedDataKey;
 use keybroker::message::EncryptionContext;
+use keybroker::metrics::KmsOperation;
 
 /// Keys of the service under test, in the states that the contract speaks of.
 #[async_trait]
@@ -24,6 +27,7 @@ pub trait Fixture: Sync {
 /// Holds `kms` to the contract.
 pub async fn contract(kms: &dyn Kms, fixture: &dyn Fixture) {
     data_keys_open_again_and_differ(kms, fixture).await;
+    a_data_key_of_one_key_is_wrapped_by_another(kms, fixture).await;
     context_is_bound_exactly(kms, fixture).await;
     another_key_does_not_open(kms, fixture).await;
     damage_is_found(kms, fixture).await;
@@ -53,6 +57,33 @@ async fn data_keys_open_again_and_differ(kms: &dyn Kms, fixture: &dyn Fixture) {
             }
         }
         assert_eq!(kms.describe_key(&key).await, Ok(()));
+    }
+}
+
+async fn a_data_key_of_one_key_is_wrapped_by_another(kms: &dyn Kms, fixture: &dyn Fixture) {
+    let [one, other] = fixture.enabled();
+    let (right, wrong) = (context(&[("a", "b")]), context(&[("a", "c")]));
+    let made = generate(kms, &one, &right).await;
+    let wraps = [
+        wrap(kms, &other, &made.plaintext, &right).await,
+        wrap(kms, &other, &made.plaintext, &right).await,
+    ];
+    assert_ne!(wraps[0], wraps[1]);
+    for wrapped in wraps {
+        assert!(other.claims(&wrapped) && !one.claims(&wrapped));
+        assert!((1..=6144).contains(&wrapped.ciphertext.len()));
+        assert!(!contains(&wrapped.ciphertext, made.plaintext.expose()));
+        let opened = kms.decrypt(&other, &wrapped, &right, &demand()).await;
+        let opened = opened.ok().unwrap().plaintext;
+        assert!(opened.matches(made.plaintext.expose()));
+        let refused = refusal(kms, &other, &wrapped, &wrong).await;
+        assert_eq!(refused, Error::InvalidCiphertext);
+        let refused = refusal(kms, &one, &wrapped, &right).await;
+        assert_eq!(refused, Error::IncorrectKey);
+    }
+    for operation in [KmsOperation::Encrypt, KmsOperation::GenerateDataKey] {
+        let dry = kms.dry_run(operation, &one, &right, &demand()).await;
+        assert_eq!(dry, Ok(()), "{operation:?}");
     }
 }
 
@@ -169,6 +200,10 @@ async fn key_states_are_told_apart(kms: &dyn Kms, fixture: &dyn Fixture) {
                 .err()
                 .unwrap(),
             kms.describe_key(&key).await.unwrap_err(),
+            kms.encrypt(&key, &made.plaintext, &context, &demand())
+                .await
+                .err()
+                .unwrap(),
         ] {
             assert!(expected(&error), "{key}: {error}");
         }
@@ -186,6 +221,18 @@ type Pairs<'a> = &'a [(&'a str, &'a str)];
 async fn generate(kms: &dyn Kms, key: &KeyRef, context: &EncryptionContext) -> DataKey {
     match kms.generate_data_key(key, context, &demand()).await {
         Ok(made) => made,
+        Err(error) => panic!("{key}: {error}"),
+    }
+}
+
+async fn wrap(
+    kms: &dyn Kms,
+    key: &KeyRef,
+    plaintext: &Secret<DATA_KEY>,
+    context: &EncryptionContext,
+) -> EncryptedDataKey {
+    match kms.encrypt(key, plaintext, context, &demand()).await {
+        Ok(made) => made.wrapped,
         Err(error) => panic!("{key}: {error}"),
     }
 }

@@ -15,6 +15,7 @@ mod support;
 #[allow(dead_code, reason = "each subject uses its part of it")]
 mod harness;
 
+mod additional_key;
 mod admin;
 mod aws;
 mod batch;

@@ -29,6 +29,7 @@ use crate::support::moto::Moto;
 use crate::support::moto::venv;
 
 const REGION: &str = "eu-central-1";
+const FAR: &str = "us-east-1";
 
 #[tokio::test]
 async fn a_python_client_works_over_mutual_tls() {
@@ -157,9 +158,45 @@ async fn streams_are_the_aws_encryption_sdks_messages_too() {
     broker.stop().await;
 }
 
+#[tokio::test]
+async fn either_of_two_kms_keys_alone_lets_the_aws_encryption_sdk_read() {
+    let moto = Moto::start().await;
+    let keys = [(REGION, moto.key(REGION).await), (FAR, moto.key(FAR).await)];
+    let [near, far] = keys.each_ref().map(|(_, arn)| arn);
+    let kms = format!("{{ key = \"{near}\", additional_key = \"{far}\" }}");
+    let (broker, _) = broker_with(&moto, &kms).await;
+    let mut web = broker.caller(WEB).await;
+    let sealed = web
+        .encrypt(pb::EncryptRequest {
+            name: "keys/orders".into(),
+            plaintext: Bytes::from_static(b"either"),
+            encryption_context: own_pairs(),
+            ..Default::default()
+        })
+        .await
+        .unwrap()
+        .into_inner();
+    for (region, arn) in &keys {
+        let sdk = Sdk {
+            moto: &moto,
+            region,
+            key: arn.as_str(),
+        };
+        let (output, context) = sdk.run("decrypt", &sealed.ciphertext).await;
+        assert_eq!(output, b"either", "{region}");
+        assert_eq!(context, json!(context_of_orders()));
+    }
+    broker.stop().await;
+}
+
 /// A broker whose keys are in `moto`, and the path of its Unix socket. It has an abstract name too.
 async fn broker(moto: &Moto) -> (Broker, String) {
     let arn = moto.key(REGION).await;
+    broker_with(moto, &format!("\"{arn}\"")).await
+}
+
+/// The same with `kms` as the tenants file has it.
+async fn broker_with(moto: &Moto, kms: &str) -> (Broker, String) {
     let uid = fs::metadata("/proc/self").unwrap().uid();
     let mut socket = String::new();
     let broker = Broker::start()
@@ -175,7 +212,7 @@ context = {{ stage = "test" }}
 
 [[tenant.key]]
 id = "orders"
-kms = "{arn}"
+kms = {kms}
 users = ["{WEB}", "unix:uid={uid}"]
 "#
             );
@@ -229,29 +266,43 @@ async fn client(target: &str, authority: &str, files: &[String]) {
     python("client.py", &[&arguments, files].concat(), &job).await;
 }
 
-/// What the SDK makes of `input` with all pairs of `keys/orders`: its output, and the context that
-/// the message holds.
 async fn esdk(operation: &str, moto: &Moto, key: &str, input: &[u8]) -> (Vec<u8>, Value) {
-    let job = json!({
-        "endpoint": moto.endpoint(),
-        "region": REGION,
-        "key": key,
-        "context": context_of_orders(),
-        "input": BASE64_STANDARD.encode(input),
-    });
-    let answer = python("esdk.py", &[operation.to_owned()], &job.to_string()).await;
-    let mut answer: Value = serde_json::from_str(&answer).unwrap();
-    let output = BASE64_STANDARD.decode(answer["output"].as_str().unwrap());
-    let mut context = answer["context"].take();
-    // The SDK's own pair, of suites that sign; ours does not.
-    assert!(
-        context
-            .as_object_mut()
-            .unwrap()
-            .remove("aws-crypto-public-key")
-            .is_none()
-    );
-    (output.unwrap(), context)
+    let region = REGION;
+    Sdk { moto, region, key }.run(operation, input).await
+}
+
+/// The SDK with one KMS key, and no other.
+struct Sdk<'a> {
+    moto: &'a Moto,
+    region: &'a str,
+    key: &'a str,
+}
+
+impl Sdk<'_> {
+    /// What it makes of `input` with all pairs of `keys/orders`: its output, and the context that
+    /// the message holds.
+    async fn run(&self, operation: &str, input: &[u8]) -> (Vec<u8>, Value) {
+        let job = json!({
+            "endpoint": self.moto.endpoint(),
+            "region": self.region,
+            "key": self.key,
+            "context": context_of_orders(),
+            "input": BASE64_STANDARD.encode(input),
+        });
+        let answer = python("esdk.py", &[operation.to_owned()], &job.to_string()).await;
+        let mut answer: Value = serde_json::from_str(&answer).unwrap();
+        let output = BASE64_STANDARD.decode(answer["output"].as_str().unwrap());
+        let mut context = answer["context"].take();
+        // The SDK's own pair, of suites that sign; ours does not.
+        assert!(
+            context
+                .as_object_mut()
+                .unwrap()
+                .remove("aws-crypto-public-key")
+                .is_none()
+        );
+        (output.unwrap(), context)
+    }
 }
 
 /// Runs a script of tests/python with `input`, and returns what it printed.

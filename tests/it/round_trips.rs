@@ -373,6 +373,7 @@ async fn a_key_is_described_to_those_with_a_role() {
         Some(pb::Key {
             name: ORDERS.into(),
             kms_keys: vec!["local:acme-orders".into()],
+            additional_kms_keys: Vec::new(),
             role: "users".into(),
             data_key_limits: Some(pb::DataKeyLimits {
                 max_age_seconds: 300,

@@ -13,6 +13,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use jiff::Timestamp;
 use keybroker::clock;
+use keybroker::crypto::Secret;
 use keybroker::datakeys::warm;
 use keybroker::datakeys::warm::Pace;
 use keybroker::datakeys::warm::Purpose;
@@ -481,6 +482,17 @@ impl Kms for Recorder {
         let wrapped = made.wrapped.ciphertext.clone();
         self.made.lock().unwrap().push((plaintext, wrapped));
         Ok(made)
+    }
+
+    async fn encrypt(
+        &self,
+        key: &KeyRef,
+        plaintext: &Secret<{ kms::DATA_KEY }>,
+        context: &EncryptionContext,
+        demand: &Demand,
+    ) -> Result<kms::Wrapped, kms::Error> {
+        self.note(context);
+        self.kms.encrypt(key, plaintext, context, demand).await
     }
 
     async fn decrypt(

@@ -184,6 +184,25 @@ fn a_failed_refresh_is_begun_again_after_its_pause() {
     });
 }
 
+/// Three find a key that lacks a wrap which is not to be had: whoever may look for a successor puts
+/// it off, and for a second nobody else may.
+#[test]
+fn a_refresh_that_is_put_off_begins_once_a_second() {
+    explore(|| {
+        let now = at(10);
+        let pace = Arc::new(Pace::soon(at(9), u8::MAX));
+        let begun = three(&pace, move |pace| {
+            let begun = pace.begin(now);
+            if begun {
+                pace.put_off(now);
+            }
+            begun
+        });
+        assert_eq!(begun.iter().filter(|begun| **begun).count(), 1);
+        assert_eq!(pace.next(), Some(at(11).millis()));
+    });
+}
+
 /// Three add a refresh, and whoever is told to runs the queue: one at a time when one may, and
 /// none is left behind.
 #[test]

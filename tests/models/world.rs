@@ -22,6 +22,7 @@ use keybroker::kms::Demand;
 use keybroker::kms::KeyRef;
 use keybroker::kms::LOCAL_PROVIDER;
 use keybroker::kms::Unwrapped;
+use keybroker::kms::Wrapped;
 use keybroker::message::EncryptedDataKey;
 use keybroker::message::EncryptionContext;
 use keybroker::message::Message;
@@ -321,7 +322,8 @@ impl Ledger {
         made.bytes += bytes;
         let answer = made.sealing;
         let whose = (&made.key, &made.context);
-        assert_eq!(whose, (key.kms().primary(), permit.context()));
+        let generator = key.kms().primary().generator();
+        assert_eq!(whose, (generator, permit.context()));
         if bytes > limits.max_bytes {
             assert_eq!(
                 made.messages, 1,
@@ -546,6 +548,16 @@ impl kms::Kms for Ledger {
             },
             request_id: None,
         })
+    }
+
+    async fn encrypt(
+        &self,
+        key: &KeyRef,
+        _: &Secret<{ kms::DATA_KEY }>,
+        _: &EncryptionContext,
+        _: &Demand,
+    ) -> Result<Wrapped, kms::Error> {
+        panic!("no key here has an additional one: {key}")
     }
 
     async fn decrypt(

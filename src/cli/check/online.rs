@@ -80,27 +80,31 @@ async fn ask(kms: &Arc<dyn Kms>, directory: &Directory, within: Duration) -> Vec
         .await
 }
 
-/// One for each KMS key in each of its Regions: the last one seals and opens, those before it open.
+/// One for each KMS key in each of its Regions: those of the last version seal and open, those before
+/// them open.
 fn questions(key: &Key, deadline: Instant) -> Vec<Question> {
     let pairs = key.context();
     let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
     // The directory bounds its pairs so that callers have room for their own.
     let context = EncryptionContext::new(pairs).unwrap_or_default();
     let primary = key.kms().primary_version();
-    let versions = (1..).zip(key.kms().iter());
-    versions
-        .flat_map(|(version, kms_key)| kms_key.in_regions().iter().map(move |one| (version, one)))
-        .map(|(version, kms_key)| Question {
-            name: format!("{}/versions/{version}", key.name()),
-            kms_key: kms_key.clone(),
-            context: context.clone(),
-            operations: match version == primary {
-                true => &SEALS,
-                false => &OPENS,
-            },
-            demand: Demand::new(key.tenant().id().clone(), key.tenant().weight(), deadline),
-        })
-        .collect()
+    let mut questions = Vec::new();
+    for (version, kms_keys) in (1..).zip(key.kms().versions()) {
+        let does = |all| if version == primary { all } else { &OPENS[..] };
+        let generator = (kms_keys.generator(), does(&GENERATES));
+        let additional = kms_keys.additional().map(|one| (one, does(&WRAPS)));
+        for (kms_key, operations) in [generator].into_iter().chain(additional) {
+            let regions = kms_key.in_regions().iter();
+            questions.extend(regions.map(|kms_key| Question {
+                name: format!("{}/versions/{version}", key.name()),
+                kms_key: kms_key.clone(),
+                context: context.clone(),
+                operations,
+                demand: Demand::new(key.tenant().id().clone(), key.tenant().weight(), deadline),
+            }));
+        }
+    }
+    questions
 }
 
 async fn answer(kms: Arc<dyn Kms>, question: Question, deadline: Instant) -> Row {
@@ -147,16 +151,21 @@ fn text(rows: &[Row]) -> String {
     let width = |of: fn(&Row) -> usize| rows.iter().map(of).max().unwrap_or(0);
     let names = width(|row| row.name.len());
     let keys = width(|row| row.kms_key.to_string().len());
+    let columns = WRAPS.into_iter().filter(|column| {
+        let mut answers = rows.iter().flat_map(|row| &row.answers);
+        answers.any(|(operation, _)| operation == column)
+    });
+    let columns: Vec<KmsOperation> = columns.collect();
     let mut lines = Vec::new();
     for row in rows {
-        let cells = SEALS.map(|operation| {
+        let cells = columns.iter().map(|operation| {
             let mut answers = row.answers.iter();
-            let found = answers.find(|(one, _)| *one == operation);
+            let found = answers.find(|(one, _)| one == operation);
             let outcome = found.map_or("-", |(_, answer)| label(answer));
             format!("  {} {outcome:13}", operation.label())
         });
         let (name, key) = (&row.name, row.kms_key.to_string());
-        let line = format!("{name:names$}  {key:keys$}{}", cells.concat());
+        let line = format!("{name:names$}  {key:keys$}{}", cells.collect::<String>());
         lines.push(line.trim_end().to_owned());
         for (operation, error) in row.errors() {
             lines.push(format!("    {}: {error}", operation.label()));
@@ -241,9 +250,16 @@ fn label(answer: &Result<(), kms::Error>) -> &'static str {
     }
 }
 
-/// What we do with the KMS key that seals, and whether we see its state.
-const SEALS: [KmsOperation; 3] = [
+/// What we do with the KMS key that data keys are made with, and whether we see its state.
+const GENERATES: [KmsOperation; 3] = [
     KmsOperation::GenerateDataKey,
+    KmsOperation::Decrypt,
+    KmsOperation::DescribeKey,
+];
+/// The same for one that wraps them as well, and makes them when the other does not answer.
+const WRAPS: [KmsOperation; 4] = [
+    KmsOperation::GenerateDataKey,
+    KmsOperation::Encrypt,
     KmsOperation::Decrypt,
     KmsOperation::DescribeKey,
 ];

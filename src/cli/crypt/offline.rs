@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::slice;
 use std::sync::Arc;
 
 use tokio::time::Instant;
@@ -69,7 +68,7 @@ impl Site {
         })
     }
 
-    /// Encrypts `plaintext` under a data key of its own.
+    /// Encrypts `plaintext` under a data key of its own, which all of the key's KMS keys must wrap.
     pub(super) async fn seal(
         &self,
         key: &Key,
@@ -81,14 +80,28 @@ impl Site {
             return Err(Failure::new(Exit::Data, "standard input is empty"));
         }
         let context = composed(key, own)?;
-        let data_key = self
+        let (kms_keys, demand) = (key.kms().primary(), demand(key));
+        let kms::DataKey {
+            plaintext: data_key,
+            wrapped,
+            ..
+        } = self
             .backends
-            .generate_data_key(key.kms().primary(), &context, &demand(key))
+            .generate_data_key(kms_keys.generator(), &context, &demand)
             .await
             .map_err(|error| Failure::kms(&error))?;
-        let envelope = Envelope::new(&context, slice::from_ref(&data_key.wrapped))
+        let mut all = vec![wrapped];
+        if let Some(additional) = kms_keys.additional() {
+            let wrapped = self
+                .backends
+                .encrypt(additional, &data_key, &context, &demand)
+                .await
+                .map_err(|error| Failure::kms(&error))?;
+            all.push(wrapped.wrapped);
+        }
+        let envelope = Envelope::new(&context, &all)
             .map_err(|error| Failure::new(Exit::Software, error.to_string()))?;
-        message::seal(&data_key.plaintext, &envelope, associated_data, plaintext)
+        message::seal(&data_key, &envelope, associated_data, plaintext)
             .map_err(|error| Failure::system(error.to_string()))
     }
 

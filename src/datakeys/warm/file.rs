@@ -1,12 +1,12 @@
 //! The warm file: what a restart begins with, as lines of JSON behind a line that says so.
 //!
 //! ```text
-//! {"file":"keybroker warm","version":1}
+//! {"file":"keybroker warm","version":2}
 //! {"tenant":"acme","key":"orders","context":[["keybroker:key","orders"],…],"used":"2026-01-31T12:00:00Z"}
-//! {"tenant":…,"wrapped":{"provider":"aws-kms","info":"arn:…","ciphertext":"<base64>"}}
+//! {"tenant":…,"wrapped":[{"provider":"aws-kms","info":"arn:…","ciphertext":"<base64>"}]}
 //! ```
 //!
-//! An entry with a wrapped key opens, one without seals. The file is not trusted: whoever writes
+//! An entry with wrapped keys opens, one without seals. The file is not trusted: whoever writes
 //! it can have KMS called at the configured rate, for keys of the directory and contexts of those
 //! keys alone.
 
@@ -16,7 +16,6 @@ use std::io::Read;
 use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
-use std::slice;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -160,7 +159,8 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Recent>, Flaw> {
     }
 }
 
-/// The bytes of a file with `recent`, or with as many from its front as a file may hold.
+/// The bytes of a file with `recent`, or with as many from its front as a file may hold; without
+/// those that have more wrapped keys, and longer, than KMS makes.
 pub fn encode(recent: &[Recent]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let head = Head {
@@ -171,8 +171,12 @@ pub fn encode(recent: &[Recent]) -> Vec<u8> {
     for one in recent.iter().take(MOST_ENTRIES) {
         let before = bytes.len();
         append(&mut bytes, &Line::of(one));
-        if bytes.len() > MAX_FILE {
+        let long = bytes.len() - before > MAX_LINE;
+        let full = bytes.len() > MAX_FILE;
+        if long || full {
             bytes.truncate(before);
+        }
+        if full {
             break;
         }
     }
@@ -193,8 +197,8 @@ struct Line {
     key: KeyId,
     context: Vec<(String, String)>,
     used: Timestamp,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    wrapped: Option<Wrapped>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    wrapped: Vec<Wrapped>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -214,14 +218,28 @@ impl Line {
             context: one.context.pairs().map(owned).collect(),
             used: one.used,
             wrapped: match &one.purpose {
-                Purpose::Open(wrapped) => Some(Wrapped {
-                    provider: wrapped.provider_id.clone(),
-                    info: wrapped.provider_info.clone(),
-                    ciphertext: BASE64_STANDARD.encode(&wrapped.ciphertext),
-                }),
-                Purpose::Seal => None,
+                Purpose::Open(wrapped) => wrapped.iter().map(Wrapped::of).collect(),
+                Purpose::Seal => Vec::new(),
             },
         }
+    }
+}
+
+impl Wrapped {
+    fn of(one: &EncryptedDataKey) -> Self {
+        Self {
+            provider: one.provider_id.clone(),
+            info: one.provider_info.clone(),
+            ciphertext: BASE64_STANDARD.encode(&one.ciphertext),
+        }
+    }
+
+    fn decoded(self) -> Option<EncryptedDataKey> {
+        Some(EncryptedDataKey {
+            provider_id: self.provider,
+            provider_info: self.info,
+            ciphertext: BASE64_STANDARD.decode(&self.ciphertext).ok()?,
+        })
     }
 }
 
@@ -232,19 +250,16 @@ fn entry(number: usize, line: &[u8]) -> Result<Recent, Flaw> {
     let line: Line = json(number, line)?;
     let context = EncryptionContext::new(line.context)
         .map_err(|_| flaw(number, 1, "not an encryption context"))?;
-    let purpose = match line.wrapped {
-        Some(wrapped) => {
+    let purpose = match line.wrapped.is_empty() {
+        true => Purpose::Seal,
+        false => {
             let unusable = || flaw(number, 1, "not a wrapped data key");
-            let ciphertext = BASE64_STANDARD.decode(&wrapped.ciphertext);
-            let wrapped = EncryptedDataKey {
-                provider_id: wrapped.provider,
-                provider_info: wrapped.info,
-                ciphertext: ciphertext.map_err(|_| unusable())?,
-            };
-            Envelope::new(&context, slice::from_ref(&wrapped)).map_err(|_| unusable())?;
+            let wrapped = line.wrapped.into_iter().map(Wrapped::decoded);
+            let wrapped: Option<Vec<_>> = wrapped.collect();
+            let wrapped = wrapped.ok_or_else(unusable)?;
+            Envelope::new(&context, &wrapped).map_err(|_| unusable())?;
             Purpose::Open(wrapped)
         }
-        None => Purpose::Seal,
     };
     Ok(Recent {
         key: KeyName {
@@ -302,16 +317,18 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 const FILE: &str = "keybroker warm";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Longest file, in bytes.
 const MAX_FILE: usize = 16 << 20;
-/// Longest line, in bytes: the longest context and wrapped key fit, every byte escaped.
-const MAX_LINE: usize = 64 << 10;
+/// Longest line, in bytes: the longest context and two of the longest wrapped keys fit, every byte
+/// escaped.
+const MAX_LINE: usize = 96 << 10;
 
 #[cfg(test)]
 mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
+    use std::slice;
 
     use proptest::prelude::*;
 
@@ -388,9 +405,9 @@ mod tests {
         for foreign in ["tenants_file = \"x\"\n", "{}\n", "\n", "{\"file\":\"x\"}"] {
             assert_eq!(parse(foreign.as_bytes()), Err(Flaw::Foreign), "{foreign}");
         }
-        let newer = "{\"file\":\"keybroker warm\",\"version\":2}\n";
+        let newer = "{\"file\":\"keybroker warm\",\"version\":3}\n";
         let flaw = parse(newer.as_bytes());
-        assert_eq!(flaw, Err(Flaw::Version { version: 2 }));
+        assert_eq!(flaw, Err(Flaw::Version { version: 3 }));
         assert!(matches!(parse(b""), Err(Flaw::Line { line: 1, .. })));
     }
 
@@ -413,19 +430,28 @@ mod tests {
     fn the_longest_entries_are_read_back_as_far_as_a_file_may_hold_them() {
         let value = "\u{1}".repeat(500);
         let pairs = (0..7).map(|n| (format!("{n}"), value.clone()));
+        let wrapped = EncryptedDataKey {
+            provider_id: "\u{1}".repeat(2048),
+            provider_info: "\u{1}".repeat(2048),
+            ciphertext: vec![0; 6144],
+        };
         let longest = Recent {
             context: EncryptionContext::new(pairs).unwrap(),
-            purpose: Purpose::Open(EncryptedDataKey {
-                provider_id: "\u{1}".repeat(2048),
-                provider_info: "\u{1}".repeat(2048),
-                ciphertext: vec![0; 6144],
-            }),
+            purpose: Purpose::Open(vec![wrapped.clone(); 2]),
             ..sample().pop().unwrap()
         };
         let bytes = encode(&vec![longest.clone(); 1000]);
         assert!(bytes.len() <= MAX_FILE);
         let read = parse(&bytes).unwrap();
-        assert!(read.len() > 200 && read.iter().all(|one| *one == longest));
+        assert!(read.len() > 150 && read.iter().all(|one| *one == longest));
+        let longer = Recent {
+            purpose: Purpose::Open(vec![wrapped; 3]),
+            ..longest.clone()
+        };
+        assert_eq!(
+            parse(&encode(&[longer, longest.clone()])),
+            Ok(vec![longest])
+        );
     }
 
     proptest! {
@@ -457,12 +483,17 @@ mod tests {
             used: "2026-01-31T12:00:00.125Z".parse().unwrap(),
             purpose: Purpose::Seal,
         };
+        let one = EncryptedDataKey {
+            provider_id: "aws-kms".into(),
+            provider_info: "arn:aws:kms:eu-west-1:111122223333:key/\"ä\n\"".into(),
+            ciphertext: vec![1, 2, 3, 4],
+        };
+        let two = EncryptedDataKey {
+            ciphertext: vec![5],
+            ..one.clone()
+        };
         let open = Recent {
-            purpose: Purpose::Open(EncryptedDataKey {
-                provider_id: "aws-kms".into(),
-                provider_info: "arn:aws:kms:eu-west-1:111122223333:key/\"ä\n\"".into(),
-                ciphertext: vec![1, 2, 3, 4],
-            }),
+            purpose: Purpose::Open(vec![one, two]),
             ..seal.clone()
         };
         vec![seal, open]

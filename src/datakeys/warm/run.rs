@@ -13,7 +13,9 @@ use crate::clock::Instant;
 use crate::datakeys::Error;
 use crate::datakeys::Source;
 use crate::datakeys::id::Id;
-use crate::datakeys::upstream::Question;
+use crate::datakeys::question::Question;
+use crate::datakeys::question::Wraps;
+use crate::datakeys::question::ours;
 use crate::datakeys::upstream::Upstream;
 use crate::datakeys::upstream::ahead;
 use crate::datakeys::warm::Moment;
@@ -23,8 +25,8 @@ use crate::datakeys::warm::Ranked;
 use crate::datakeys::warm::Recent;
 use crate::directory::Directory;
 use crate::kms;
+use crate::metrics::Retirement;
 use crate::metrics::Warming;
-use crate::policy::Direction;
 
 /// How many entries came to what.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,9 +60,9 @@ pub(in crate::datakeys) async fn run(
     let period = Duration::from_secs(1) / pace.rate.max(1);
     let mut run = Run::new(upstream, queue);
     while let Some(ranked) = run.next().await {
-        match question(&run.upstream, &directory(), &ranked.one) {
-            Ok(question) => {
-                run.ask(ranked, question);
+        match wish(&run.upstream, &directory(), &ranked.one) {
+            Ok(wish) => {
+                run.ask(ranked, wish);
                 sleep(period * (1 + mem::take(&mut run.owed))).await;
             }
             Err(warming) => run.settle(ranked.rank, warming),
@@ -131,10 +133,10 @@ impl Run {
         }
     }
 
-    fn ask(&mut self, ranked: Ranked, question: Question) {
+    fn ask(&mut self, ranked: Ranked, wish: Wish) {
         let upstream = Arc::clone(&self.upstream);
         self.calls.spawn(async move {
-            let answer = fetch(&upstream, question, &ranked.one).await;
+            let answer = fetch(&upstream, wish, &ranked.one).await;
             (ranked, answer)
         });
     }
@@ -201,8 +203,14 @@ impl Run {
     }
 }
 
+/// What is to be asked for.
+enum Wish {
+    Opening(Question, Wraps),
+    Sealing(Question),
+}
+
 /// What is to be asked for `one` under `directory`, or why nothing is.
-fn question(upstream: &Upstream, directory: &Directory, one: &Recent) -> Result<Question, Warming> {
+fn wish(upstream: &Upstream, directory: &Directory, one: &Recent) -> Result<Wish, Warming> {
     let key = directory.key(&one.key).ok_or(Warming::Foreign)?;
     let mut fixed = key.context();
     if !fixed.all(|(name, value)| one.context.value(name) == Some(value)) {
@@ -210,58 +218,51 @@ fn question(upstream: &Upstream, directory: &Directory, one: &Recent) -> Result<
     }
     let binding = key.kms();
     let pairs = one.context.serialized();
-    let (direction, id, (version, kms_key)) = match &one.purpose {
-        Purpose::Open(wrapped) => (
-            Direction::Open,
-            Id::opening(key, pairs, wrapped),
-            binding.unwrapper(wrapped).ok_or(Warming::Foreign)?,
-        ),
-        Purpose::Seal => (
-            Direction::Seal,
-            Id::sealing(key, pairs),
-            (binding.primary_version(), binding.primary()),
-        ),
-    };
     let share = upstream.shares.of(&one.key.tenant);
     let now = upstream.clock.now();
-    let ended = match direction {
-        Direction::Open => share
-            .opening(&id)
-            .and_then(|slot| Some(slot.key()?.ended(now))),
-        Direction::Seal => share
-            .sealing(&id)
-            .and_then(|slot| Some(slot.key()?.ended(now))),
-    };
-    match ended {
-        Some(None) => return Err(Warming::Known),
-        None if !upstream.shares.have_room(&share) => return Err(Warming::Full),
-        None | Some(Some(_)) => {}
-    }
-    Ok(Question {
-        origin: share.origin(key, version, kms_key),
-        share,
+    let question = |id, origin| Question {
+        origin,
+        share: Arc::clone(&share),
         id,
-        direction,
         context: one.context.clone(),
         demand: ahead(key),
-    })
+    };
+    let free = |ended: Option<Option<Retirement>>| match ended {
+        Some(None) => Err(Warming::Known),
+        None if !upstream.shares.have_room(&share) => Err(Warming::Full),
+        None | Some(Some(_)) => Ok(()),
+    };
+    match &one.purpose {
+        Purpose::Open(wrapped) => {
+            let ours = ours(key, wrapped).map(|(one, _)| one);
+            let id = Id::opening(key, pairs, ours).ok_or(Warming::Foreign)?;
+            let present = share.opening(&id);
+            free(present.and_then(|slot| Some(slot.key()?.ended(now))))?;
+            let wraps = Wraps::of(&share, key, wrapped).ok_or(Warming::Foreign)?;
+            let question = question(id, Arc::clone(&wraps.first.origin));
+            Ok(Wish::Opening(question, wraps))
+        }
+        Purpose::Seal => {
+            let id = Id::sealing(key, pairs);
+            let present = share.sealing(&id);
+            free(present.and_then(|slot| Some(slot.key()?.ended(now))))?;
+            let origin = share.origin(key, binding.primary_version(), binding.primary());
+            Ok(Wish::Sealing(question(id, origin)))
+        }
+    }
 }
 
 /// As a caller's miss, which is not counted.
-async fn fetch(
-    upstream: &Arc<Upstream>,
-    question: Question,
-    one: &Recent,
-) -> Result<Source, Error> {
-    let wrapped = match &one.purpose {
-        Purpose::Open(wrapped) => wrapped.clone(),
-        Purpose::Seal => {
+async fn fetch(upstream: &Arc<Upstream>, wish: Wish, one: &Recent) -> Result<Source, Error> {
+    let (question, wraps) = match wish {
+        Wish::Opening(question, wraps) => (question, wraps),
+        Wish::Sealing(question) => {
             let (_, source) = upstream.sealing(question).await?;
             return Ok(source);
         }
     };
     let (share, id) = (Arc::clone(&question.share), question.id);
-    let (_, source) = upstream.opening(question, wrapped).await?;
+    let (_, source) = upstream.opening(question, wraps).await?;
     if matches!(source, Source::Miss(_))
         && let Some(slot) = share.opening(&id)
     {

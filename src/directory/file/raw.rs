@@ -69,10 +69,12 @@ pub(super) struct Limits {
     pub(super) max_bytes: Option<u64>,
 }
 
-/// The name of a KMS key alone, or `{ key = "…", replica_regions = ["…"] }`.
+/// The name of a KMS key alone, or
+/// `{ key = "…", replica_regions = ["…"], additional_key = "…" }`.
 pub(super) struct KmsKey {
     pub(super) key: String,
     pub(super) replica_regions: Option<Vec<String>>,
+    pub(super) additional_key: Option<String>,
 }
 
 /// A principal alone, or `{ principal = "…", context = { … } }`.
@@ -126,13 +128,14 @@ impl<'de> Deserialize<'de> for KmsKey {
             type Value = KmsKey;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a KMS key, or a table of key and replica_regions")
+                f.write_str("a KMS key, or a table of key, replica_regions and additional_key")
             }
 
             fn visit_str<E: Error>(self, key: &str) -> Result<KmsKey, E> {
                 Ok(KmsKey {
                     key: key.to_owned(),
                     replica_regions: None,
+                    additional_key: None,
                 })
             }
 
@@ -141,13 +144,19 @@ impl<'de> Deserialize<'de> for KmsKey {
                 #[serde(deny_unknown_fields)]
                 struct Table {
                     key: String,
-                    replica_regions: Vec<String>,
+                    replica_regions: Option<Vec<String>>,
+                    additional_key: Option<String>,
                 }
 
-                let table = Table::deserialize(MapAccessDeserializer::new(map))?;
+                let Table {
+                    key,
+                    replica_regions,
+                    additional_key,
+                } = Table::deserialize(MapAccessDeserializer::new(map))?;
                 Ok(KmsKey {
-                    key: table.key,
-                    replica_regions: Some(table.replica_regions),
+                    key,
+                    replica_regions,
+                    additional_key,
                 })
             }
         }

@@ -76,6 +76,35 @@ async fn what_is_missing_is_a_statement_to_paste_for_people_and_for_programs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_additional_key_is_asked_whether_it_wraps_and_makes_data_keys() {
+    let fake = FakeKms::start().await;
+    let (first, more) = (fake.key("eu-west-1"), fake.key("us-east-1"));
+    let kms = format!("{{ key = \"{first}\", additional_key = \"{more}\" }}");
+    let site = site(&fake, &kms);
+    let (code, said, _) = check(&site, &[]);
+    assert_eq!(code, Some(0), "{said}");
+    for (arn, wraps) in [(&first, "-"), (&more, "ok")] {
+        let expected = format!(
+            "tenants/acme/keys/orders/versions/1 {arn} GenerateDataKey ok Encrypt {wraps} \
+             Decrypt ok DescribeKey ok"
+        );
+        let mut lines = said.lines().map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            words.join(" ")
+        });
+        assert!(lines.any(|line| line == expected), "{said}");
+    }
+    assert!(fake.plaintexts().is_empty(), "nothing was encrypted");
+
+    fake.deny(BROKER, Operation::Encrypt, &more);
+    let (code, said, _) = check(&site, &[]);
+    assert_eq!(code, Some(77), "{said}");
+    let statement =
+        format!(r#"missing: {{"Effect":"Allow","Action":["kms:Encrypt"],"Resource":"{more}"}}"#);
+    assert!(said.contains(&statement), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_is_of_no_use_is_told_from_a_kms_that_is_away() {
     let fake = FakeKms::start().await;
     let arn = fake.key("eu-west-1");

@@ -42,7 +42,7 @@ async fn a_restart_asks_kms_for_what_was_used_before_any_caller_does() {
 async fn a_damaged_file_is_an_empty_start_and_is_replaced() {
     let fake = FakeKms::start().await;
     let site = site(&fake);
-    let damaged = "{\"file\":\"keybroker warm\",\"version\":1}\n{\"tenant\":\"acme\"\n";
+    let damaged = "{\"file\":\"keybroker warm\",\"version\":2}\n{\"tenant\":\"acme\"\n";
     site.write("warm", damaged);
     let server = serve(&site);
     let line = server.await_line("cache.warm_file is damaged");

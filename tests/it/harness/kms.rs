@@ -19,6 +19,7 @@ use keybroker::kms::Error;
 use keybroker::kms::KeyRef;
 use keybroker::kms::Kms;
 use keybroker::kms::Unwrapped;
+use keybroker::kms::Wrapped;
 use keybroker::message::EncryptedDataKey;
 use keybroker::message::EncryptionContext;
 use keybroker::metrics::KmsOperation;
@@ -52,7 +53,7 @@ type Rule = Arc<dyn Fn(&Call<'_>) -> Result<(), Error> + Send + Sync>;
 
 /// What is asked of KMS.
 pub struct Call<'a> {
-    /// `GenerateDataKey` or `Decrypt`.
+    /// `GenerateDataKey`, `Encrypt` or `Decrypt`.
     pub operation: &'static str,
     /// Of which key.
     pub key: String,
@@ -206,6 +207,20 @@ impl Kms for FakeKms {
         Ok(DataKey {
             wrapped: self.wrap(key, &plaintext, context),
             plaintext,
+            request_id: Some(format!("request-{}", self.calls())),
+        })
+    }
+
+    async fn encrypt(
+        &self,
+        key: &KeyRef,
+        plaintext: &Secret<DATA_KEY>,
+        context: &EncryptionContext,
+        _: &Demand,
+    ) -> Result<Wrapped, Error> {
+        self.arrive("Encrypt", key, context).await?;
+        Ok(Wrapped {
+            wrapped: self.wrap(key, plaintext, context),
             request_id: Some(format!("request-{}", self.calls())),
         })
     }

@@ -16,6 +16,7 @@ use async_trait::async_trait;
 use keybroker::audit::Audit;
 use keybroker::audit::Sink;
 use keybroker::clock;
+use keybroker::crypto::Secret;
 use keybroker::datakeys;
 use keybroker::datakeys::DataKeys;
 use keybroker::directory::Directory;
@@ -32,6 +33,7 @@ use keybroker::kms::Demand;
 use keybroker::kms::KeyRef;
 use keybroker::kms::Kms;
 use keybroker::kms::Unwrapped;
+use keybroker::kms::Wrapped;
 use keybroker::message::EncryptedDataKey;
 use keybroker::message::EncryptionContext;
 use keybroker::metrics::KmsOperation;
@@ -119,6 +121,16 @@ impl Kms for Unreachable {
         _: &EncryptionContext,
         _: &Demand,
     ) -> Result<DataKey, kms::Error> {
+        unreachable!()
+    }
+
+    async fn encrypt(
+        &self,
+        _: &KeyRef,
+        _: &Secret<{ kms::DATA_KEY }>,
+        _: &EncryptionContext,
+        _: &Demand,
+    ) -> Result<Wrapped, kms::Error> {
         unreachable!()
     }
 
