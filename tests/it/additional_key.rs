@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use jiff::SignedDuration;
 use jiff::Timestamp;
 use keybroker::clock::Manual;
@@ -211,6 +212,50 @@ async fn a_message_opens_when_either_kms_key_is_lost() {
     let (_, mut web) = scene.client().await;
     let lost = web.decrypt(decrypt(&message)).await;
     assert_eq!(reason(lost), "KMS_UNAVAILABLE");
+}
+
+#[tokio::test]
+async fn a_crowd_is_served_by_one_call_to_each() {
+    let scene = Scene::set().await;
+    let (_sealer, web) = scene.client().await;
+    let crowd = (0..50).map(|_| {
+        let mut web = web.clone();
+        async move { seal(&mut web, "keys/orders", "x").await }
+    });
+    let message = join_all(crowd).await.remove(0);
+    let made = [
+        (Operation::GenerateDataKey, NEAR),
+        (Operation::Encrypt, FAR),
+    ];
+    let made = made.map(|(operation, region)| (operation, region.to_owned()));
+    assert_eq!(scene.asked(0), made);
+
+    scene.fake.region(NEAR).fail_all(Fault::Hang);
+    let (_opener, web) = scene.client().await;
+    let crowd = (0..50).map(|_| {
+        let (mut web, message) = (web.clone(), message.clone());
+        async move { opens(&mut web, &message).await }
+    });
+    join_all(crowd).await;
+    let opened = [NEAR, FAR].map(|region| (Operation::Decrypt, region.to_owned()));
+    assert_eq!(scene.asked(2), opened);
+}
+
+#[tokio::test]
+async fn health_knows_of_the_additional_kms_key_without_callers() {
+    let scene = Scene::set().await;
+    let (broker, _) = scene.broker().await;
+    scene.fake.region(FAR).cut_off().await;
+    let directory = Arc::clone(broker.inner().policy().directory());
+    let watch = broker
+        .inner()
+        .data_keys()
+        .watch(move || Arc::clone(&directory));
+    let watching = tokio::spawn(watch);
+    until(|| broker.metrics.reasons() == ["kms"]).await;
+    scene.fake.until(|log| log.len() == 1).await;
+    watching.abort();
+    assert_eq!(scene.asked(0), [(Operation::DescribeKey, NEAR.to_owned())]);
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use super::site::bad;
 use super::site::command;
 use super::site::exists;
 use super::site::good;
+use super::site::good_bytes;
 
 #[test]
 fn a_keyring_is_made_filled_rotated_and_listed() {
@@ -52,6 +53,23 @@ fn nothing_is_overwritten() {
     let rotate = bad(site.command(&["keyring", "rotate", "other"]), b"", 65);
     assert!(rotate.contains("no key other"), "{rotate}");
     assert_eq!(site.files(), before);
+}
+
+#[test]
+fn a_message_made_offline_opens_by_either_of_two_keys() {
+    let site = Site::new();
+    site.good(&["keyring", "add", "second"]);
+    let both = "{ key = \"local:orders\", additional_key = \"local:second\" }";
+    site.edit("tenants.toml", "\"local:orders\"", both);
+    let encrypt = ["encrypt", "--offline", "--key", "tenants/acme/keys/orders"];
+    let sealed = good_bytes(site.command(&encrypt), b"x");
+    for lost in ["orders", "second"] {
+        site.good(&["keyring", "disable", lost]);
+        let opened = good(site.command(&["decrypt", "--offline"]), &sealed);
+        assert_eq!(opened, "x", "{lost}");
+        bad(site.command(&encrypt), b"x", 69);
+        site.good(&["keyring", "enable", lost]);
+    }
 }
 
 #[test]
