@@ -82,7 +82,7 @@ impl Demand {
     pub fn prolonged(&self, until: Instant) -> Self {
         let urgent = self.is_urgent();
         let until = self.until().max(until);
-        Self::with(self.tenant.clone(), self.weight, until, urgent)
+        Self::with(self.tenant.clone(), self.weight, until, urgent).caused_by(self.cause.clone())
     }
 
     /// Whether it goes on by another call if this one brings nothing.

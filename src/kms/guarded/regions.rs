@@ -13,6 +13,7 @@ use crate::kms::Demand;
 use crate::kms::Error;
 use crate::kms::KeyRef;
 use crate::kms::Unwrapped;
+use crate::kms::Wrapped;
 use crate::kms::guarded::breaker::Breaker;
 use crate::kms::guarded::breaker::Change;
 use crate::kms::guarded::breaker::Pass;
@@ -378,6 +379,12 @@ impl Answered for DataKey {
 }
 
 impl Answered for Unwrapped {
+    fn request_id(&self) -> Option<&str> {
+        self.request_id.as_deref()
+    }
+}
+
+impl Answered for Wrapped {
     fn request_id(&self) -> Option<&str> {
         self.request_id.as_deref()
     }
