@@ -49,6 +49,7 @@ use keybroker::policy::Action;
 use keybroker::quota;
 use keybroker::quota::Known;
 use keybroker::quota::Quotas;
+use keybroker::quota::Terms;
 use keybroker::telemetry::Telemetry;
 use keybroker::trace::Fault;
 use keybroker::trace::Parent;
@@ -209,7 +210,11 @@ fn spend(criterion: &mut Criterion) {
     let rule = "[[rule]]\nmatch = \"unix:uid=1\"\ntenant = \"acme\"";
     let rules = Rules::new(&toml::from_str(rule).unwrap()).unwrap();
     let caller = rules.map(&Peer::unix(1, 1)).unwrap();
-    let account = unlimited().account(&Known::default(), 1, &caller, None);
+    let terms = Terms {
+        rate: None,
+        weight: 1,
+    };
+    let account = unlimited().account(&Known::default(), 1, &caller, terms);
     criterion.bench_function("spend", |bencher| {
         // It is faster than any rate: what is over it costs about the same.
         bencher.iter(|| account.spend(black_box(quota::CALL)));

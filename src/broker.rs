@@ -46,6 +46,7 @@ use crate::error::Error;
 use crate::identity::Caller;
 use crate::identity::Session;
 use crate::message::Message;
+use crate::metrics::Metrics;
 use crate::name::KeyName;
 use crate::policy::Action;
 use crate::policy::Permit;
@@ -89,9 +90,19 @@ impl Broker {
         self.policy.load_full()
     }
 
+    /// What callers may spend.
+    pub fn quotas(&self) -> &Quotas {
+        &self.quotas
+    }
+
     /// The data keys.
     pub fn data_keys(&self) -> &DataKeys {
         &self.data_keys
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        self.data_keys.metrics()
     }
 
     /// Clears away what has ended: once a second.
@@ -118,11 +129,13 @@ impl Broker {
             record.tenant = Some(caller.tenant().clone());
             record.policy_generation = Some(directory.generation());
         });
-        let rate = directory
-            .tenant(caller.tenant())
-            .and_then(|tenant| tenant.rate());
+        let tenant = directory.tenant(caller.tenant());
+        let terms = quota::Terms {
+            rate: tenant.and_then(|tenant| tenant.rate()),
+            weight: tenant.map_or(1, |tenant| tenant.weight()),
+        };
         let generation = directory.generation();
-        let account = self.quotas.account(known, generation, &caller, rate);
+        let account = self.quotas.account(known, generation, &caller, terms);
         Ok(Visitor {
             policy,
             caller,

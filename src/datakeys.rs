@@ -310,6 +310,11 @@ impl DataKeys {
         outage::watch(Arc::clone(&self.upstream), directory)
     }
 
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.upstream.metrics
+    }
+
     /// How the cache has served so far.
     pub fn stats(&self) -> Stats {
         let lookups = self.upstream.metrics.lookups();

@@ -78,8 +78,8 @@ pub enum Error {
     /// The request's body is no message of its type.
     #[error("undecodable request body")]
     Malformed,
-    /// More calls are under way than the broker takes.
-    #[error("too many calls under way")]
+    /// There is more to do than the broker takes on.
+    #[error("too much to do")]
     Overloaded,
     /// A plaintext is longer than its limit.
     #[error("plaintext of {length} bytes over the limit of {limit}")]

@@ -1,10 +1,11 @@
 //! gRPC: the one room that knows tonic, hyper and the generated types.
 //!
 //! From the socket inwards: [`listener`] accepts, [`tls`] proves who the peer is, `driver` runs
-//! one connection, `witness` opens the audit record and guards the call, `service` turns wire
+//! one connection, `backlog` watches whether they all get their turn, `witness` opens the audit record and guards the call, `service` turns wire
 //! messages into broker calls, `stream` runs those that go on for long, and `status` turns errors
 //! into statuses. [`client`] is the other side, for our own command line.
 
+mod backlog;
 mod batch;
 pub mod client;
 pub(crate) mod codec;

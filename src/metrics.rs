@@ -37,6 +37,7 @@ pub use labels::RateScope;
 pub use labels::Refresh;
 pub use labels::Reload;
 pub use labels::Retirement;
+pub use labels::Shed;
 pub use labels::Warming;
 pub use overview::Overview;
 pub use overview::RegionOverview;
@@ -173,6 +174,16 @@ impl Metrics {
     /// Requests refused because of the limits of `scope` so far.
     pub fn rates_limited(&self, scope: RateScope) -> u64 {
         self.0.values.rates_limited.of(scope).load(Relaxed)
+    }
+
+    /// Counts a call that is refused for want of room.
+    pub fn shed(&self, reason: Shed) {
+        self.0.values.shed.of(reason).fetch_add(1, Relaxed);
+    }
+
+    /// Calls refused for `reason` so far.
+    pub fn sheds(&self, reason: Shed) -> u64 {
+        self.0.values.shed.of(reason).load(Relaxed)
     }
 
     /// The tally of `tenant`, to be kept by whoever counts often: finding it takes a lock. The
@@ -325,6 +336,16 @@ fn register(meter: &Meter, values: &Arc<Values>) {
             for one in RateScope::ALL {
                 let count = values.rates_limited.of(one).load(Relaxed);
                 instrument.observe(count, &[KeyValue::new("scope", one.label())]);
+            }
+        }))
+        .build();
+    meter
+        .u64_observable_counter("keybroker_shed")
+        .with_description("Calls refused because the broker has too much to do, by what is full.")
+        .with_callback(reading(values, |values, instrument| {
+            for one in Shed::ALL {
+                let count = values.shed.of(one).load(Relaxed);
+                instrument.observe(count, &[KeyValue::new("reason", one.label())]);
             }
         }))
         .build();

@@ -1,4 +1,5 @@
-//! Request limits: what each tenant and each principal may spend, and what calls cost.
+//! Request limits: what each tenant and each principal may spend, what calls cost, and what is left
+//! for each tenant when there is more to do than can be done.
 //!
 //! The unit is a small call that a cached data key serves. A call is let in while its tenant and
 //! its principal have anything left, before its body is read, and pays what it turns out to cost;
@@ -6,6 +7,7 @@
 //! and from then on a call takes from two atomics and no lock.
 
 mod bucket;
+mod share;
 mod table;
 
 use std::num::NonZeroU32;
@@ -23,8 +25,15 @@ use crate::metrics::Metrics;
 use crate::metrics::RateScope;
 use crate::name::TenantId;
 use crate::quota::bucket::Bucket;
+use crate::quota::bucket::Size;
+use crate::quota::share::Share;
+use crate::quota::share::Shares;
 use crate::quota::table::Table;
 use crate::strict::OutOfBounds;
+
+pub use share::Crowded;
+pub use share::Level;
+pub use share::Passed;
 
 /// What tenants and principals may spend unless the directory says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -107,6 +116,7 @@ impl Rate {
 pub struct Quotas {
     tenants: Table<TenantId>,
     principals: Table<Principal>,
+    shares: Shares,
     tenant_rate: Rate,
     principal_rate: Rate,
     metrics: Metrics,
@@ -117,8 +127,9 @@ impl Quotas {
     /// Limits as `config` has them, which [`Config::check`] has found good.
     pub fn new(config: &Config, metrics: Metrics, clock: Arc<dyn Clock>) -> Self {
         Self {
-            tenants: Table::new(),
-            principals: Table::new(),
+            tenants: Table::new(SIZE),
+            principals: Table::new(SIZE),
+            shares: Shares::new(),
             tenant_rate: Rate::near(config.tenant_rate),
             principal_rate: Rate::near(config.principal_rate),
             metrics,
@@ -126,15 +137,14 @@ impl Quotas {
         }
     }
 
-    /// The account of `caller`, whose tenant may spend `rate` if it has one of its own. `known` is
-    /// what its connection keeps of it; it is looked up anew for another `generation` of the
-    /// directory.
+    /// The account of `caller`, whose tenant is on these `terms`. `known` is what its connection
+    /// keeps of it; it is looked up anew for another `generation` of the directory.
     pub fn account(
         &self,
         known: &Known,
         generation: u64,
         caller: &Caller,
-        rate: Option<Rate>,
+        terms: Terms,
     ) -> Arc<Account> {
         if let Some(account) = &*known.0.load()
             && account.generation == generation
@@ -145,7 +155,7 @@ impl Quotas {
             generation,
             tenant: Limit {
                 bucket: self.tenants.bucket(caller.tenant()),
-                rate: rate.unwrap_or(self.tenant_rate),
+                rate: terms.rate.unwrap_or(self.tenant_rate),
                 scope: RateScope::Tenant,
             },
             principal: Limit {
@@ -153,6 +163,7 @@ impl Quotas {
                 rate: self.principal_rate,
                 scope: RateScope::Principal,
             },
+            share: self.shares.of(caller.tenant(), terms.weight),
             metrics: self.metrics.clone(),
             clock: Arc::clone(&self.clock),
         });
@@ -165,7 +176,33 @@ impl Quotas {
         let now = self.clock.now();
         self.tenants.sweep(now);
         self.principals.sweep(now);
+        self.shares.sweep(now);
     }
+
+    /// Sets up to where each tenant is served, however much it has left otherwise; none: as far as
+    /// it has anything left.
+    pub fn set_level(&self, level: Option<Level>) {
+        self.shares.set_level(level);
+    }
+
+    /// For how long those who are refused shall wait for that, on average.
+    pub fn hold(&self) -> Duration {
+        self.shares.hold()
+    }
+
+    /// What went by since this was last asked, while there was a level.
+    pub fn passed(&self) -> Passed {
+        self.shares.passed()
+    }
+}
+
+/// What the directory says of a tenant.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// What it may spend, if that is its own.
+    pub rate: Option<Rate>,
+    /// Its share, as against other tenants'.
+    pub weight: u32,
 }
 
 /// What a connection keeps of its account.
@@ -177,6 +214,7 @@ pub struct Account {
     generation: u64,
     tenant: Limit,
     principal: Limit,
+    share: Share,
     metrics: Metrics,
     clock: Arc<dyn Clock>,
 }
@@ -188,21 +226,38 @@ struct Limit {
 }
 
 impl Account {
+    /// Whether there is room for a call of this tenant among those of others.
+    ///
+    /// # Errors
+    /// [`Crowded`] while there is too much for all and the tenant has had its share.
+    pub fn enter(&self) -> Result<(), Crowded> {
+        self.share.enter(self.clock.now())
+    }
+
     /// Spends `units`, which may be more than there are, if there are any.
     ///
     /// # Errors
     /// [`Exceeded`], and nothing is spent.
     pub fn spend(&self, units: u64) -> Result<(), Exceeded> {
-        let spent = self.try_spend(units);
+        let now = self.clock.now();
+        let spent = self.take(units, now);
         spent.inspect_err(|exceeded| self.metrics.rate_limited(exceeded.scope))
     }
 
-    /// As [`Account::spend`], by one who waits and tries again, and is not counted as refused.
+    /// As [`Account::enter`] and [`Account::spend`], by one who waits and tries again, and is not
+    /// counted as refused.
     ///
     /// # Errors
-    /// [`Exceeded`], and nothing is spent.
-    pub fn try_spend(&self, units: u64) -> Result<(), Exceeded> {
+    /// The time until there is something, and nothing is spent.
+    pub fn try_spend(&self, units: u64) -> Result<(), Duration> {
         let now = self.clock.now();
+        match self.share.owed(now) {
+            Some(wait) => Err(wait),
+            None => self.take(units, now).map_err(|exceeded| exceeded.wait),
+        }
+    }
+
+    fn take(&self, units: u64, now: Instant) -> Result<(), Exceeded> {
         // The tenant is asked first, so that a call that it refuses costs the principal nothing.
         match self.tenant.bucket.owed(now) {
             Some(wait) => Err(self.tenant.exceeded(wait)),
@@ -210,7 +265,9 @@ impl Account {
                 .principal
                 .take(units, now)
                 .and_then(|()| self.tenant.take(units, now)),
-        }
+        }?;
+        self.share.charge(units, now);
+        Ok(())
     }
 
     /// Spends `units` whatever there is.
@@ -219,6 +276,7 @@ impl Account {
         for limit in [&self.tenant, &self.principal] {
             limit.bucket.charge(units, limit.rate, now);
         }
+        self.share.charge(units, now);
     }
 }
 
@@ -259,6 +317,11 @@ pub fn of_bytes(bytes: usize) -> u64 {
 pub const CALL: u64 = 1;
 /// What asking KMS costs beside the call for which it is asked.
 pub const KMS: u64 = 9;
+/// Of the buckets of tenants and principals.
+const SIZE: Size = Size {
+    burst: Duration::from_secs(2),
+    debt: Duration::from_secs(10),
+};
 
 #[cfg(test)]
 mod tests;

@@ -245,6 +245,10 @@ mod tests {
                 r#"keybroker_rate_limited_total{scope="principal"}"#,
                 r#"keybroker_rate_limited_total{scope="tenant"}"#,
                 "keybroker_secrets_unlocked",
+                r#"keybroker_shed_total{reason="in_flight"}"#,
+                r#"keybroker_shed_total{reason="queue_delay"}"#,
+                r#"keybroker_shed_total{reason="streams"}"#,
+                r#"keybroker_shed_total{reason="waiters"}"#,
                 "keybroker_tasks",
             ]
         );

@@ -173,6 +173,8 @@ file = "audit/keybroker.jsonl"
 
 [limits]
 connections_per_identity = 128
+# Batches stand in line here, and every call must succeed.
+queue_delay = "10s"
 
 [quota]
 tenant_rate = 10_000_000

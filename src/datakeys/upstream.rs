@@ -84,6 +84,7 @@ impl Upstream {
     ) -> Self {
         Self {
             outages: Outages::new(metrics.clone()),
+            waiters: Waiters::new(waiters, metrics.clone()),
             shares,
             clock,
             metrics,
@@ -91,7 +92,6 @@ impl Upstream {
             kms,
             calls: AtomicU64::new(0),
             successors: Queue::new(refreshes),
-            waiters: Waiters::new(waiters),
             unusable: Refusals::default(),
             reported: Reported::default(),
         }

@@ -10,6 +10,8 @@ use tokio::time::Instant;
 use crate::datakeys::Error;
 use crate::datakeys::share::Share;
 use crate::kms::Demand;
+use crate::metrics::Metrics;
+use crate::metrics::Shed;
 use crate::policy::Permit;
 use crate::sync::Mutex;
 use crate::sync::atomic::AtomicU64;
@@ -47,7 +49,11 @@ impl Patience {
     pub(super) fn wait(&self, waiters: &Waiters, share: &Arc<Share>) -> Result<(), Error> {
         let mut place = lock(&self.place);
         if let Place::Working(given_up) = &mut *place {
-            let _waiter = waiters.enter(share).ok_or(Error::Full)?;
+            let entered = waiters.enter(share);
+            let _waiter = entered.ok_or_else(|| {
+                waiters.metrics.shed(Shed::Waiters);
+                Error::Full
+            })?;
             drop(given_up.take());
             *place = Place::Waiting { _waiter };
         }
@@ -72,6 +78,7 @@ impl Default for Patience {
 pub(super) struct Waiters {
     all: Arc<AtomicU64>,
     most: u64,
+    metrics: Metrics,
 }
 
 /// One that waits.
@@ -82,10 +89,11 @@ struct Waiter {
 
 impl Waiters {
     /// At most `most`, a quarter of them of one tenant.
-    pub(super) fn new(most: u64) -> Self {
+    pub(super) fn new(most: u64, metrics: Metrics) -> Self {
         Self {
             all: Arc::default(),
             most,
+            metrics,
         }
     }
 

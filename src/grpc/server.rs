@@ -27,6 +27,7 @@ use crate::broker::Broker;
 use crate::clock::Clock;
 use crate::grpc::MAX_BATCH;
 use crate::grpc::MAX_MESSAGE;
+use crate::grpc::backlog;
 use crate::grpc::connection::Connections;
 use crate::grpc::driver::Deadlines;
 use crate::grpc::listener;
@@ -71,6 +72,9 @@ pub struct Limits {
     pub in_flight: usize,
     /// Streams under way, which count apart; one more is OVERLOADED.
     pub streams: usize,
+    /// Time for which work may stand in line: while it stands longer, calls of tenants over their
+    /// share are OVERLOADED.
+    pub queue_delay: SignedDuration,
     /// The age at which a connection is asked to go, ± 10 %.
     pub connection_age: SignedDuration,
     /// After SIGTERM, the time in which load balancers learn that we go.
@@ -90,6 +94,7 @@ impl Default for Limits {
             connections_per_address: 256,
             in_flight: 512,
             streams: 128,
+            queue_delay: SignedDuration::from_millis(5),
             connection_age: SignedDuration::from_mins(15),
             drain_pause: SignedDuration::from_secs(5),
             drain: SignedDuration::from_secs(25),
@@ -140,6 +145,14 @@ impl Limits {
             Ok(())
         };
         let seconds = SignedDuration::from_secs;
+        span(
+            "limits.queue_delay",
+            self.queue_delay,
+            "1ms",
+            SignedDuration::from_millis(1),
+            "10s",
+            seconds(10),
+        )?;
         span(
             "limits.connection_age",
             self.connection_age,
@@ -346,6 +359,12 @@ impl Server {
             self.health.clone(),
         );
         let pulse = tokio::spawn(pulse);
+        let backlog = backlog::watch(
+            Arc::clone(&self.broker),
+            Arc::clone(&self.handle.clock),
+            span(self.limits.queue_delay),
+        );
+        let backlog = tokio::spawn(backlog);
 
         shutdown.await;
         self.handle.stopping.store(true, Ordering::Relaxed);
@@ -365,6 +384,7 @@ impl Server {
         {
             tracing::warn!("calls were still under way at the end of the drain");
         }
+        backlog.abort();
     }
 }
 

@@ -134,7 +134,7 @@ fn sentence(error: &Error) -> String {
         Error::MethodUnknown => {
             "there is no such method: see the services that reflection lists".into()
         }
-        Error::Overloaded => "the broker has too many calls under way: try again later".into(),
+        Error::Overloaded => "the broker has more to do than it takes on: try again later".into(),
         Error::PlaintextTooLarge { length, limit } => format!(
             "the plaintext has {length} bytes, over the limit of {limit}: encrypt it in a stream, \
              in parts, or under a key from GenerateDataKey"

@@ -365,9 +365,8 @@ impl Watch {
     /// is slow, not refused, and does not take the place of calls that come meanwhile.
     async fn pay<P>(&mut self, answers: &mpsc::Sender<P>, bytes: usize) -> Result<(), End> {
         let units = quota::CALL + quota::of_bytes(bytes);
-        while let Err(exceeded) = self.passage.visitor.account().try_spend(units) {
-            self.attend(answers, tokio::time::sleep(exceeded.wait))
-                .await?;
+        while let Err(wait) = self.passage.visitor.account().try_spend(units) {
+            self.attend(answers, tokio::time::sleep(wait)).await?;
         }
         Ok(())
     }

@@ -46,6 +46,7 @@ use crate::grpc::status::status;
 use crate::grpc::stream::Lasting;
 use crate::grpc::trace::answered;
 use crate::grpc::trace::begin;
+use crate::metrics::Shed;
 use crate::quota;
 use crate::trace::Span;
 use crate::trace::Tracer;
@@ -193,8 +194,9 @@ impl Witness {
         if came_too_many(&outcome) {
             let left = opened.until.saturating_duration_since(Instant::now());
             // Its stream is taken meanwhile: who asks again at once does so ten times a second on
-            // each, and not as fast as we refuse.
-            tokio::time::sleep(held_back(opened.id).min(left / 2)).await;
+            // each, or less often, and not as fast as we refuse.
+            let hold = held_back(opened.id, inner.broker.quotas().hold());
+            tokio::time::sleep(hold.min(left / 2)).await;
         }
         let Passed {
             mut response,
@@ -287,7 +289,10 @@ impl Inner {
             audit: Arc::clone(&self.audit),
             clock: Arc::clone(&self.clock),
             connection: Arc::clone(connection),
-            _places: Arc::new((room.map_err(|_| Error::Overloaded)?, connection.stream())),
+            _places: Arc::new((
+                room.map_err(|_| self.shed(Shed::Streams))?,
+                connection.stream(),
+            )),
             id: call.id,
             span: call.span.clone(),
             opened,
@@ -295,6 +300,12 @@ impl Inner {
             deadline: allowed(headers).and_then(|allowed| Instant::now().checked_add(allowed)),
             stall: self.stall,
         })
+    }
+
+    /// Refuses a call, for want of room.
+    fn shed(&self, reason: Shed) -> Error {
+        self.broker.metrics().shed(reason);
+        Error::Overloaded
     }
 
     async fn pass(
@@ -309,17 +320,23 @@ impl Inner {
         let visitor = self
             .broker
             .visitor(session, &connection.account, call.notes)?;
-        visitor.account().spend(quota::CALL)?;
+        let account = visitor.account();
+        account.enter().map_err(|_| self.shed(Shed::QueueDelay))?;
+        account.spend(quota::CALL)?;
         let mut begun = None;
         let (mut request, place, turn) = match rpc.work {
             Work::Long | Work::Short => {
                 // Before the body is read, which may take long and a place of the connection's.
                 if self.in_flight.available_permits() == 0 {
-                    return Err(Error::Overloaded);
+                    return Err(self.shed(Shed::InFlight));
                 }
                 let (request, place) = connection.room.admit(request, rpc.limit, rpc.answer).await;
                 let turn = Arc::clone(&self.in_flight).try_acquire_owned();
-                (request, place, Some(turn.map_err(|_| Error::Overloaded)?))
+                (
+                    request,
+                    place,
+                    Some(turn.map_err(|_| self.shed(Shed::InFlight))?),
+                )
             }
             Work::Stream => {
                 let mut request = request.map(Body::new);
@@ -387,12 +404,12 @@ fn came_too_many(outcome: &Result<Passed, Error>) -> bool {
     }
 }
 
-/// How long the call `id` waits for its refusal: those that come together do not leave together, and
-/// so do not come together again.
-fn held_back(id: Uuid) -> Duration {
+/// How long the call `id` waits for its refusal, half of `mean` to three halves: those that come
+/// together do not leave together, and so do not come together again.
+fn held_back(id: Uuid, mean: Duration) -> Duration {
     // Ids count up.
     let (_, low) = id.as_u64_pair();
-    HELD_BACK / 2 + HELD_BACK * u32::try_from(low % 64).unwrap_or_default() / 64
+    mean / 2 + mean * u32::try_from(low % 64).unwrap_or_default() / 64
 }
 
 /// How long the call may take: what its client allows, and never longer than the cap.
@@ -445,8 +462,6 @@ pub(super) fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a 
 // Names made once: to make one of a text is to parse and, for the answer, to copy it.
 static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// The mean time for which a call waits for its refusal when there are too many.
-const HELD_BACK: Duration = Duration::from_millis(100);
 /// The cap of every method: a KMS that answers at all answers by then.
 const LONGEST: Duration = Duration::from_secs(30);
 /// So much of the client's deadline is left for our answer to reach it.

@@ -13,6 +13,7 @@ use crate::metrics::RateScope;
 use crate::metrics::Refresh;
 use crate::metrics::Reload;
 use crate::metrics::Retirement;
+use crate::metrics::Shed;
 use crate::metrics::Warming;
 
 /// What is read at collection.
@@ -23,6 +24,7 @@ pub(super) struct Values {
     pub(super) refreshes: RefreshCounts,
     pub(super) warmings: WarmingCounts,
     pub(super) rates_limited: RateCounts,
+    pub(super) shed: ShedCounts,
     pub(super) tenants: Tenants,
     pub(super) cache_entries: AtomicU64,
     pub(super) cache_bytes: AtomicU64,
@@ -161,6 +163,25 @@ impl RateCounts {
         match scope {
             RateScope::Principal => &self.principal,
             RateScope::Tenant => &self.tenant,
+        }
+    }
+}
+
+#[derive(Default)]
+pub(super) struct ShedCounts {
+    in_flight: AtomicU64,
+    queue_delay: AtomicU64,
+    streams: AtomicU64,
+    waiters: AtomicU64,
+}
+
+impl ShedCounts {
+    pub(super) fn of(&self, reason: Shed) -> &AtomicU64 {
+        match reason {
+            Shed::InFlight => &self.in_flight,
+            Shed::QueueDelay => &self.queue_delay,
+            Shed::Streams => &self.streams,
+            Shed::Waiters => &self.waiters,
         }
     }
 }

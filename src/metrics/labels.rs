@@ -49,6 +49,39 @@ impl RateScope {
     }
 }
 
+/// Why a call found no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shed {
+    /// As many calls as may be are under way.
+    InFlight,
+    /// Work stands in line too long, and the tenant has had its share.
+    QueueDelay,
+    /// As many streams as may be are under way.
+    Streams,
+    /// As many calls as may be wait for KMS.
+    Waiters,
+}
+
+impl Shed {
+    /// Every reason that there is.
+    pub const ALL: [Self; 4] = [
+        Self::InFlight,
+        Self::QueueDelay,
+        Self::Streams,
+        Self::Waiters,
+    ];
+
+    /// The value of the label `reason`: the setting that bounds it.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::InFlight => "in_flight",
+            Self::QueueDelay => "queue_delay",
+            Self::Streams => "streams",
+            Self::Waiters => "waiters",
+        }
+    }
+}
+
 /// Why a data key left the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retirement {

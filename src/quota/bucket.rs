@@ -7,18 +7,29 @@ use crate::quota::Rate;
 use crate::sync::atomic::AtomicU64;
 use crate::sync::atomic::Ordering;
 
-/// Holds what its rate brings in [`BURST`], and starts full. What is taken beyond that is a debt.
+/// Starts full. What is taken beyond what it holds is a debt.
 #[derive(Debug)]
 pub(super) struct Bucket {
     /// When it is full again if nothing more is taken: nanoseconds on the boot clock.
     full: AtomicU64,
+    size: Size,
+}
+
+/// How large a bucket is, in time of its rate.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Size {
+    /// What it holds when it is full.
+    pub(super) burst: Duration,
+    /// Most debt. Nobody is locked out for longer, whatever was under way at once.
+    pub(super) debt: Duration,
 }
 
 impl Bucket {
     /// A full one.
-    pub(super) fn new() -> Self {
+    pub(super) fn new(size: Size) -> Self {
         Self {
             full: AtomicU64::new(0),
+            size,
         }
     }
 
@@ -28,25 +39,26 @@ impl Bucket {
     /// The time until it is not.
     pub(super) fn take(&self, units: u64, rate: Rate, now: Instant) -> Result<(), Duration> {
         let now = now.nanos();
-        let taken = self.change(|full| match owed(full, now) {
-            None => Some(later(full, units, rate, now)),
+        let taken = self.change(|full| match self.size.owed(full, now) {
+            None => Some(self.size.later(full, units, rate, now)),
             Some(_) => None,
         });
         taken
             .map(drop)
-            .map_err(|full| owed(full, now).unwrap_or_default())
+            .map_err(|full| self.size.owed(full, now).unwrap_or_default())
     }
 
     /// Takes `units` whatever there is: they are spent already.
     pub(super) fn charge(&self, units: u64, rate: Rate, now: Instant) {
         let now = now.nanos();
         // Err: never, the closure always has a value.
-        let _ = self.change(|full| Some(later(full, units, rate, now)));
+        let _ = self.change(|full| Some(self.size.later(full, units, rate, now)));
     }
 
     /// How long it is empty; none when it is not.
     pub(super) fn owed(&self, now: Instant) -> Option<Duration> {
-        owed(self.full.load(Ordering::Relaxed), now.nanos())
+        self.size
+            .owed(self.full.load(Ordering::Relaxed), now.nanos())
     }
 
     /// Whether nothing is missing, so that a new one is no different.
@@ -61,25 +73,20 @@ impl Bucket {
     }
 }
 
-/// How long a bucket that is full again at `full` has nothing.
-fn owed(full: u64, now: u64) -> Option<Duration> {
-    let missing = Duration::from_nanos(full.saturating_sub(now));
-    // At exactly nothing it takes an instant until there is something.
-    let owed = missing.checked_sub(BURST)?;
-    Some(owed.max(Duration::from_nanos(1)))
-}
+impl Size {
+    /// How long a bucket that is full again at `full` has nothing.
+    fn owed(self, full: u64, now: u64) -> Option<Duration> {
+        let missing = Duration::from_nanos(full.saturating_sub(now));
+        // At exactly nothing it takes an instant until there is something.
+        let owed = missing.checked_sub(self.burst)?;
+        Some(owed.max(Duration::from_nanos(1)))
+    }
 
-/// When a bucket that would be full at `full` is so after `units` more.
-fn later(full: u64, units: u64, rate: Rate, now: u64) -> u64 {
-    let most = now.saturating_add(nanos(BURST + DEBT));
-    full.max(now).saturating_add(rate.nanos(units)).min(most)
+    /// When a bucket that would be full at `full` is so after `units` more.
+    fn later(self, full: u64, units: u64, rate: Rate, now: u64) -> u64 {
+        let most = u64::try_from((self.burst + self.debt).as_nanos()).unwrap_or(u64::MAX);
+        full.max(now)
+            .saturating_add(rate.nanos(units))
+            .min(now.saturating_add(most))
+    }
 }
-
-const fn nanos(span: Duration) -> u64 {
-    span.as_secs() * 1_000_000_000
-}
-
-/// What a full bucket holds, in seconds of its rate.
-pub(super) const BURST: Duration = Duration::from_secs(2);
-/// Most debt, likewise. Nobody is locked out for longer, whatever was under way at once.
-pub(super) const DEBT: Duration = Duration::from_secs(10);

@@ -1,6 +1,7 @@
 //! What is let in, and what it costs.
 
 mod buckets;
+mod shares;
 
 use jiff::Timestamp;
 
@@ -17,6 +18,11 @@ const RULES: &str = "
     [[rule]]
     match = \"unix:gid=2\"
     tenant = \"globex\"";
+
+const USUAL: Terms = Terms {
+    rate: None,
+    weight: 1,
+};
 
 struct Scene {
     clock: Arc<Manual>,
@@ -45,7 +51,7 @@ impl Scene {
     /// On a connection of its own.
     fn account(&self, uid: u32, gid: u32) -> Arc<Account> {
         let caller = self.rules.map(&Peer::unix(uid, gid)).unwrap();
-        self.quotas.account(&Known::default(), 1, &caller, None)
+        self.quotas.account(&Known::default(), 1, &caller, USUAL)
     }
 }
 
@@ -99,7 +105,7 @@ fn what_was_charged_is_owed_and_who_waits_is_told_how_long() {
     account.charge(100);
     account.try_spend(CALL).unwrap();
     account.charge(149);
-    let wait = account.try_spend(CALL).unwrap_err().wait;
+    let wait = account.try_spend(CALL).unwrap_err();
     assert_eq!(wait, Duration::from_millis(500));
     scene.clock.advance(wait + Duration::from_nanos(1));
     account.try_spend(CALL).unwrap();
@@ -110,11 +116,14 @@ fn a_rate_of_its_own_holds_from_the_next_generation_on() {
     let scene = Scene::new(1000, 1000);
     let caller = scene.rules.map(&Peer::unix(1, 1)).unwrap();
     let known = Known::default();
-    let rate = Rate::new(100);
-    let account = |generation, rate| scene.quotas.account(&known, generation, &caller, rate);
-    let first = account(1, None);
-    assert!(Arc::ptr_eq(&first, &account(1, rate)));
-    assert_eq!(calls(&account(2, rate)).1.rate, 100);
+    let own = Terms {
+        rate: Rate::new(100),
+        ..USUAL
+    };
+    let account = |generation, terms| scene.quotas.account(&known, generation, &caller, terms);
+    let first = account(1, USUAL);
+    assert!(Arc::ptr_eq(&first, &account(1, own)));
+    assert_eq!(calls(&account(2, own)).1.rate, 100);
 }
 
 #[test]

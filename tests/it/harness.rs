@@ -89,6 +89,7 @@ pub use trail::Trail;
 pub use wire::Connection;
 pub use wire::Wire;
 pub use wire::framed;
+pub use wire::tls;
 
 /// A client of the broker, on one connection that is never made anew.
 pub type Client = KeyBrokerServiceClient<Wire>;
@@ -224,6 +225,8 @@ impl Setup {
             },
             limits: Limits {
                 drain_pause: SignedDuration::ZERO,
+                // Work stands in line as a matter of course where tests share a processor.
+                queue_delay: SignedDuration::from_secs(10),
                 ..Limits::default()
             },
             quota: quota::Config::default(),
@@ -420,7 +423,7 @@ impl Broker {
 
     /// A TLS stream that shows `identity`, or no certificate.
     pub async fn tls(&self, identity: Option<&Identity>) -> io::Result<TlsStream<TcpStream>> {
-        wire::tls(self.address, &self.server_authority, identity).await
+        tls(self.address, &self.server_authority, identity).await
     }
 
     /// All records so far. A call's own is there when its answer is.

@@ -64,6 +64,7 @@ use breaker::Breaker;
 use breaker::Change;
 use breaker::Verdict;
 use bucket::Bucket;
+use bucket::Size;
 use budget::Budget;
 use budget::Left;
 use refresh::Pace;
@@ -128,7 +129,7 @@ fn bytes_are_never_overdrawn() {
 fn a_bucket_is_never_overdrawn() {
     explore(|| {
         let (rate, now) = (rate(), at(10));
-        let bucket = Arc::new(Bucket::new());
+        let bucket = Arc::new(Bucket::new(SIZE));
         let taken = three(&bucket, move |bucket| bucket.take(100, rate, now).is_ok());
         assert_eq!(taken.iter().filter(|taken| **taken).count(), 2);
     });
@@ -139,7 +140,7 @@ fn a_bucket_is_never_overdrawn() {
 fn no_charge_is_lost() {
     explore(|| {
         let (rate, now) = (rate(), at(10));
-        let bucket = Arc::new(Bucket::new());
+        let bucket = Arc::new(Bucket::new(SIZE));
         let taken = three(&bucket, move |bucket| {
             bucket.charge(150, rate, now);
             bucket.take(50, rate, now).is_ok()
@@ -154,6 +155,11 @@ fn no_charge_is_lost() {
 fn rate() -> Rate {
     Rate::new(100).expect("it is within the bounds")
 }
+
+const SIZE: Size = Size {
+    burst: Duration::from_secs(2),
+    debt: Duration::from_secs(10),
+};
 
 /// Three find a key past its soft limit: one has it refreshed.
 #[test]

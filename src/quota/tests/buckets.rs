@@ -8,9 +8,8 @@ use proptest::prelude::*;
 use crate::clock::Clock as _;
 use crate::clock::Manual;
 use crate::quota::Rate;
-use crate::quota::bucket::BURST;
+use crate::quota::SIZE;
 use crate::quota::bucket::Bucket;
-use crate::quota::bucket::DEBT;
 
 fn rate(units: u32) -> Rate {
     Rate::new(units).unwrap()
@@ -19,7 +18,7 @@ fn rate(units: u32) -> Rate {
 #[test]
 fn a_full_bucket_holds_two_seconds_of_its_rate() {
     let clock = Manual::new(Timestamp::UNIX_EPOCH);
-    let (bucket, rate) = (Bucket::new(), rate(100));
+    let (bucket, rate) = (Bucket::new(SIZE), rate(100));
     let takes = || (0..).take_while(|_| bucket.take(1, rate, clock.now()).is_ok());
     assert_eq!(takes().count(), 200);
     clock.advance(Duration::from_millis(250));
@@ -32,7 +31,7 @@ fn a_full_bucket_holds_two_seconds_of_its_rate() {
 #[test]
 fn an_empty_bucket_says_when_it_is_not() {
     let clock = Manual::new(Timestamp::UNIX_EPOCH);
-    let (bucket, rate) = (Bucket::new(), rate(100));
+    let (bucket, rate) = (Bucket::new(SIZE), rate(100));
     bucket.take(350, rate, clock.now()).unwrap();
     let wait = bucket.take(1, rate, clock.now()).unwrap_err();
     assert_eq!(wait, Duration::from_millis(1500));
@@ -47,11 +46,11 @@ fn an_empty_bucket_says_when_it_is_not() {
 #[test]
 fn a_debt_has_an_end() {
     let clock = Manual::new(Timestamp::UNIX_EPOCH);
-    let (bucket, rate) = (Bucket::new(), rate(100));
+    let (bucket, rate) = (Bucket::new(SIZE), rate(100));
     for units in [1000, u64::MAX, 0] {
         bucket.charge(units, rate, clock.now());
     }
-    assert_eq!(bucket.owed(clock.now()), Some(DEBT));
+    assert_eq!(bucket.owed(clock.now()), Some(SIZE.debt));
 }
 
 proptest! {
@@ -63,19 +62,19 @@ proptest! {
     ) {
         let clock = Manual::new(Timestamp::UNIX_EPOCH);
         let start = clock.now();
-        let (bucket, rate) = (Bucket::new(), rate(units_a_second));
+        let (bucket, rate) = (Bucket::new(SIZE), rate(units_a_second));
         let (mut taken, mut last) = (0_u64, 0);
         for (pause, units) in calls {
             clock.advance(Duration::from_nanos(pause));
             let now = clock.now();
             match bucket.take(units, rate, now) {
                 Ok(()) => (taken, last) = (taken + units, units),
-                Err(wait) => prop_assert!(wait <= DEBT),
+                Err(wait) => prop_assert!(wait <= SIZE.debt),
             }
-            let came = now.since(start) + BURST;
+            let came = now.since(start) + SIZE.burst;
             let came = came.as_nanos() * u128::from(units_a_second) / 1_000_000_000;
             let most = came + u128::from(last);
-            let forgiven = rate.nanos(last) > DEBT.as_nanos().try_into().unwrap();
+            let forgiven = rate.nanos(last) > SIZE.debt.as_nanos().try_into().unwrap();
             prop_assume!(!forgiven);
             // One for each that rounding down to nanoseconds gives away.
             prop_assert!(u128::from(taken) <= most + 200, "{taken} of {most}");
@@ -88,7 +87,7 @@ proptest! {
         spent in 0..10_000_000_u64,
     ) {
         let clock = Manual::new(Timestamp::UNIX_EPOCH);
-        let (bucket, rate) = (Bucket::new(), rate(units_a_second));
+        let (bucket, rate) = (Bucket::new(SIZE), rate(units_a_second));
         bucket.charge(spent, rate, clock.now());
         if let Err(wait) = bucket.take(1, rate, clock.now()) {
             clock.advance(wait + Duration::from_nanos(1));

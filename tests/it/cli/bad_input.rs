@@ -120,6 +120,7 @@ fn limits_above_their_ceiling_are_refused_not_clamped() {
         ("in_flight = 65537", "65537", "65536"),
         ("connections = 0", "0", "1"),
         ("streams = 65537", "65537", "65536"),
+        ("queue_delay = \"11s\"", "11s", "10s"),
         ("connection_age = \"25h\"", "25h", "24h"),
         ("drain = \"11m\"", "11m", "10m"),
     ] {

@@ -40,6 +40,9 @@ impl House {
         site.write("tenants.toml", &tenants(arn));
         let local = "[kms.local]\nkeyring = \"keyring\"\nsealing_key = \"sealing.key\"\n";
         site.edit("keybroker.toml", local, "[kms.aws]\n\n[memory]\n");
+        // Work stands in line as a matter of course where tests share a processor.
+        let patient = "[limits]\nqueue_delay = \"10s\"";
+        site.edit("keybroker.toml", "[limits]", patient);
         site.edit(
             "keybroker.toml",
             "context = { service = \"{service}\" }\n",

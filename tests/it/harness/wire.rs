@@ -167,7 +167,7 @@ impl Service<http::Request<Body>> for Wire {
 }
 
 /// A TLS stream to `address`, whose server `authority` vouches for.
-pub(super) async fn tls(
+pub async fn tls(
     address: SocketAddr,
     authority: &Authority,
     identity: Option<&Identity>,

@@ -1,0 +1,229 @@
+//! Watches how long work stands in the runtime's queue, and has calls shed when it stands too long.
+//!
+//! Small calls end within a turn of their connection, so no count of what is under way shows that
+//! there are too many: what grows is the time until a connection gets its turn. A queue that empties
+//! now and then is a burst and let alone, so at first the shortest delay of a while counts (as in
+//! CoDel). Then tenants are served up to a level, which falls while the mean delay is too long, rises
+//! while it is not, and goes when nobody has been over it for a while.
+
+use std::future::poll_fn;
+use std::mem;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use crate::broker::Broker;
+use crate::clock::Clock;
+use crate::clock::Instant;
+use crate::quota::Level;
+use crate::quota::Passed;
+use crate::quota::Rate;
+
+/// Keeps the delay about `target` at most, as long as this is polled.
+pub(super) async fn watch(broker: Arc<Broker>, clock: Arc<dyn Clock>, target: Duration) {
+    let quotas = broker.quotas();
+    let mut control = Control::new(target);
+    loop {
+        let pause = control.pause();
+        let due = clock.now() + pause;
+        tokio::time::sleep(pause).await;
+        stand_in_line().await;
+        let before = control.level;
+        control.see(due, clock.now(), || quotas.passed());
+        if control.level == before {
+            continue;
+        }
+        quotas.set_level(control.level);
+        match (before, control.level) {
+            (None, _) => {
+                tracing::warn!("work stands in line: who is over its tenant's share is refused");
+            }
+            (_, None) => tracing::info!("no more work stands in line than can be done"),
+            (Some(_), Some(_)) => {}
+        }
+    }
+}
+
+/// Resolves when all that this thread has to do now has had its turn.
+async fn stand_in_line() {
+    let mut stood = false;
+    poll_fn(|cx| {
+        if mem::replace(&mut stood, true) {
+            return Poll::Ready(());
+        }
+        // A task that wakes itself goes to the end of the queue. `yield_now` waits longer, for
+        // sockets and timers too.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// What follows from the delays.
+struct Control {
+    target: Duration,
+    level: Option<Level>,
+    window: Option<Window>,
+    /// Windows on end without delay.
+    good: u32,
+    /// Those among them, on end, in which nobody was refused.
+    quiet: u32,
+    /// Whether anybody has been over the level since there is one.
+    found: bool,
+}
+
+/// A while in which the delay is looked at.
+struct Window {
+    began: Instant,
+    sum: Duration,
+    looks: u32,
+}
+
+impl Control {
+    fn new(target: Duration) -> Self {
+        Self {
+            target,
+            level: None,
+            window: None,
+            good: 0,
+            quiet: 0,
+            found: false,
+        }
+    }
+
+    /// Until the next look: who idles is not woken often.
+    fn pause(&self) -> Duration {
+        match (self.level, &self.window) {
+            (None, None) => IDLE,
+            (Some(_), _) | (None, Some(_)) => BUSY,
+        }
+    }
+
+    /// Takes a look that was `due` then and happened `now`. `passed` is what went by since it was
+    /// last asked.
+    fn see(&mut self, due: Instant, now: Instant, passed: impl FnOnce() -> Passed) {
+        let delay = now.since(due);
+        if self.level.is_none() && delay < self.target {
+            self.window = None;
+            return;
+        }
+        let window = self.window.get_or_insert_with(|| Window::new(due));
+        window.sum += delay;
+        window.looks += 1;
+        let mean = window.sum / window.looks;
+        let lasted = now.since(window.began);
+        let whole = match self.level {
+            Some(COUNTING) => WINDOW / 4,
+            Some(_) | None => WINDOW,
+        };
+        if lasted < whole {
+            return;
+        }
+        let passed = passed();
+        self.level = match self.level {
+            None => Some(COUNTING),
+            Some(COUNTING) if mean < self.target => None,
+            Some(COUNTING) => {
+                (self.good, self.quiet, self.found) = (0, 0, false);
+                // One tenant can have no more than what all have together.
+                let spent = passed.units.saturating_mul(1000) / thousandths(lasted, SECOND).max(1);
+                Some(Level {
+                    units: units(spent * 4 / 5),
+                    ..COUNTING
+                })
+            }
+            Some(level) => {
+                self.found |= passed.refused > 0;
+                match mean < self.target {
+                    true => self.raised(level, passed),
+                    false => Some(self.lowered(level, mean, passed)),
+                }
+            }
+        };
+        self.window = self.level.map(|_| Window::new(now));
+    }
+
+    /// None when nobody has been over it for a while.
+    fn raised(&mut self, level: Level, passed: Passed) -> Option<Level> {
+        self.good += 1;
+        if passed.refused == 0 {
+            self.quiet += 1;
+            return (self.quiet < QUIET).then_some(level);
+        }
+        self.quiet = 0;
+        // By little after delay, by more and more without.
+        let more = u64::from(level.units) * u64::from(self.good) / 100 + 1;
+        Some(Level {
+            units: units(u64::from(level.units) + more),
+            hold: hold(level.hold, passed),
+        })
+    }
+
+    fn lowered(&mut self, level: Level, mean: Duration, passed: Passed) -> Level {
+        (self.good, self.quiet) = (0, 0);
+        let kept = match self.found {
+            // The line is gone by the next look if so much less comes.
+            true => 1000 - thousandths(mean.saturating_sub(self.target), WINDOW).clamp(50, 300),
+            // All that is known is that no tenant wants so much.
+            false => 500,
+        };
+        Level {
+            units: units(u64::from(level.units) * kept / 1000),
+            hold: hold(level.hold, passed),
+        }
+    }
+}
+
+impl Window {
+    fn new(began: Instant) -> Self {
+        Self {
+            began,
+            sum: Duration::ZERO,
+            looks: 0,
+        }
+    }
+}
+
+/// To refuse costs a good part of what it costs to serve, so there shall be few refusals for what
+/// passes: who waits for one asks for nothing else.
+fn hold(hold: Duration, passed: Passed) -> Duration {
+    let refused = passed.refused.saturating_mul(8);
+    if refused > passed.units {
+        (hold * 2).min(LONGEST_HOLD)
+    } else if refused < passed.units / 4 {
+        (hold / 2).max(COUNTING.hold)
+    } else {
+        hold
+    }
+}
+
+fn units(units: u64) -> u32 {
+    let units = u32::try_from(units).unwrap_or(u32::MAX);
+    units.clamp(Rate::LEAST, COUNTING.units)
+}
+
+fn thousandths(part: Duration, whole: Duration) -> u64 {
+    let thousandths = part.as_nanos() * 1000 / whole.as_nanos().max(1);
+    u64::try_from(thousandths).unwrap_or(u64::MAX)
+}
+
+/// Refuses nobody: it has what passes counted, which calls are spared otherwise.
+const COUNTING: Level = Level {
+    units: Rate::MOST,
+    hold: Duration::from_millis(100),
+};
+/// Delay that stands so long is no burst.
+const WINDOW: Duration = Duration::from_millis(100);
+/// So many windows after the last refusal the level goes: no sooner than those who were refused come
+/// back.
+const QUIET: u32 = 30;
+/// Between two looks, while nothing stands in line.
+const IDLE: Duration = Duration::from_millis(50);
+/// The same while something does.
+const BUSY: Duration = Duration::from_millis(5);
+/// The longest mean, at which each stream brings a refusal every other second or so.
+const LONGEST_HOLD: Duration = Duration::from_millis(1600);
+const SECOND: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests;
