@@ -19,5 +19,6 @@ mod site;
 mod soak;
 mod spans;
 mod starts;
+mod storm;
 mod usage;
 mod warming;

@@ -1,4 +1,4 @@
-//! Several times as many calls as the broker has places for.
+//! Several times as many large calls as the broker has places for.
 
 use std::time::Duration;
 
@@ -34,22 +34,16 @@ async fn what_is_served_under_overload_is_served_as_ever() {
         usual.add(load(&clients[..1], PLACES, lasts / ROUNDS).await);
         over.add(load(&clients, PLACES, lasts / ROUNDS).await);
     }
-    let began = Instant::now();
-    soon(async { while call(&mut clients[0].clone()).await.is_err() {} }).await;
-    let recovery = began.elapsed();
-    println!("{usual:?} {over:?}, recovered in {recovery:?}");
+    println!("{usual:?} {over:?}");
 
     assert!(over.refused > 0);
     let goodput = over.rate() / usual.rate();
     let p99 = over.p99().as_secs_f64() / usual.p99().as_secs_f64();
-    figures::record("upstream", [("overload_goodput", goodput)]);
-    figures::record("upstream", [("overload_p99_ratio", p99)]);
-    let recovery = recovery.as_secs_f64();
-    figures::record("upstream", [("overload_recovery_seconds", recovery)]);
+    figures::record("upstream", [("overload_large_goodput", goodput)]);
+    figures::record("upstream", [("overload_large_p99_ratio", p99)]);
     // The clients are on the same two busy cores, so this looks for a collapse alone.
     assert!(goodput >= 0.4, "{goodput}");
     assert!(p99 <= 20.0, "{p99}");
-    assert!(recovery <= 5.0, "{recovery}");
 }
 
 /// What became of the calls.

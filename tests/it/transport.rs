@@ -8,7 +8,7 @@ mod floods;
 mod frames;
 mod neighbors;
 mod probes;
-mod raw;
+pub mod raw;
 mod reloads;
 mod resets;
 mod stress;

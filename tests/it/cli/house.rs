@@ -6,6 +6,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 use keybroker::kms::Arn;
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 use super::site::Running;
 use super::site::Site;
@@ -14,6 +16,7 @@ use crate::harness::Broker;
 use crate::harness::Connection;
 use crate::harness::Identity;
 use crate::harness::WEB;
+use crate::harness::tls;
 use crate::support::fake_kms::BROKER;
 use crate::support::fake_kms::FakeKms;
 
@@ -106,10 +109,25 @@ impl House {
 
     /// The same with the certificate `identity`.
     pub(super) async fn connect_as(&self, server: &Running, identity: &Identity) -> Connection {
-        let address = server.await_line("serving with TLS address=");
-        let address: SocketAddr = address.parse().unwrap();
+        let address = Self::address(server);
         let connection = Connection::dial(address, &self.server_authority, identity);
         connection.await.unwrap()
+    }
+
+    /// Where the server listens, which has just started.
+    pub(super) fn address(server: &Running) -> SocketAddr {
+        let address = server.await_line("serving with TLS address=");
+        address.parse().unwrap()
+    }
+
+    /// A TLS stream to it.
+    pub(super) async fn tls(
+        &self,
+        address: SocketAddr,
+        identity: &Identity,
+    ) -> TlsStream<TcpStream> {
+        let stream = tls(address, &self.server_authority, Some(identity));
+        stream.await.unwrap()
     }
 }
 
