@@ -1,10 +1,13 @@
 //! What the cache asks of KMS: data keys that callers wait for, and successors ahead of time.
 
 use std::mem;
+use std::panic::AssertUnwindSafe;
 use std::slice;
 use std::sync::Arc;
 use std::sync::Weak;
 use std::time::Duration;
+
+use futures_util::FutureExt as _;
 
 use crate::clock::Clock;
 use crate::clock::Instant;
@@ -172,7 +175,9 @@ impl Upstream {
             let upstream = Arc::clone(self);
             drop(spawn(async move {
                 while let Some(successor) = upstream.successors.next() {
-                    upstream.succeed(successor).await;
+                    let done = AssertUnwindSafe(upstream.succeed(successor));
+                    // A panic is in the log; the runner is still wanted.
+                    drop(done.catch_unwind().await);
                 }
             }));
         }

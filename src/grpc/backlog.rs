@@ -15,21 +15,25 @@ use std::time::Duration;
 use crate::broker::Broker;
 use crate::clock::Clock;
 use crate::clock::Instant;
+use crate::clock::System;
 use crate::quota::Level;
 use crate::quota::Passed;
 use crate::quota::Rate;
 
 /// Keeps the delay about `target` at most, as long as this is polled.
-pub(super) async fn watch(broker: Arc<Broker>, clock: Arc<dyn Clock>, target: Duration) {
+pub(super) async fn watch(broker: Arc<Broker>, target: Duration) {
     let quotas = broker.quotas();
     let mut control = Control::new(target);
+    // Nothing stands in line while the machine is suspended.
+    let (origin, began) = (System.now(), tokio::time::Instant::now());
+    let now = || origin + began.elapsed();
     loop {
         let pause = control.pause();
-        let due = clock.now() + pause;
+        let due = now() + pause;
         tokio::time::sleep(pause).await;
         stand_in_line().await;
         let before = control.level;
-        control.see(due, clock.now(), || quotas.passed());
+        control.see(due, now(), || quotas.passed());
         if control.level == before {
             continue;
         }

@@ -359,11 +359,7 @@ impl Server {
             self.health.clone(),
         );
         let pulse = tokio::spawn(pulse);
-        let backlog = backlog::watch(
-            Arc::clone(&self.broker),
-            Arc::clone(&self.handle.clock),
-            span(self.limits.queue_delay),
-        );
+        let backlog = backlog::watch(Arc::clone(&self.broker), span(self.limits.queue_delay));
         let backlog = tokio::spawn(backlog);
 
         shutdown.await;

@@ -125,11 +125,13 @@ impl Demand {
         lock(&self.state).until
     }
 
-    /// Whether an answer at `now` would be of no use. If so it is over, and stays it.
+    /// Whether an answer at `now` would be of no use. If so it is over, and stays it, unless it goes
+    /// on by another call, which may have an answer sooner.
     pub fn is_over(&self, now: Instant) -> bool {
         let mut state = lock(&self.state);
-        state.over |= state.until <= now;
-        state.over
+        let over = state.over || state.until <= now;
+        state.over |= over && !self.has_alternative();
+        over
     }
 
     /// Whether both are one.

@@ -130,8 +130,10 @@ impl Guarded {
         let mut route = self.regions.route(key, Instant::now());
         let last = route.pop().expect("every key is in a Region");
         let mut attempt = 1;
+        // A Region without room ends nothing while there is another.
+        let passing = demand.map(Demand::with_alternative);
         for stop in route {
-            let begin = begin(&stop.guard, operation, demand, attempt);
+            let begin = begin(&stop.guard, operation, passing.as_ref(), attempt);
             match self.call_once(&stop, begin, || ask(stop.key)).await {
                 Err(error) if error.is_undecided() => {
                     stop.guard.failed_over();
@@ -228,8 +230,7 @@ impl Guarded {
             answer = call => answer,
             () = self.too_long(stop.key) => late(self.attempt),
             () = tokio::time::sleep_until(deadline) => late(self.operation),
-            // It tells nothing about the service.
-            () = over(awaited) => return Err(Error::Unavailable(NOBODY.to_owned())),
+            () = over(awaited) => return Err(NOBODY),
         };
         let now = Instant::now();
         request.end(&answer, now);
@@ -268,7 +269,7 @@ async fn begin<'g>(
     };
     let now = Instant::now();
     if demand.is_some_and(|demand| demand.is_over(now)) {
-        return Err(Error::Unavailable(NOBODY.to_owned()));
+        return Err(NOBODY);
     }
     let request = guard.begin(operation, demand, attempt, now);
     let request = request.ok_or_else(not_asked)?;
@@ -374,4 +375,7 @@ async fn tend(regions: Arc<Regions>) {
 const PERIOD: Duration = Duration::from_secs(10);
 const NOT_ASKED: &str = "not asked, because calls for this key failed a moment ago: one at a time \
                          tries again every few seconds";
-const NOBODY: &str = "nobody waits for the answer any more";
+/// Nobody waits any more. It tells nothing about the service: that was not asked.
+const NOBODY: Error = Error::Crowded {
+    pause: Duration::ZERO,
+};

@@ -43,14 +43,19 @@ struct Scene {
 
 impl Scene {
     async fn set() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let fake = FakeKms::start().await;
         let near = fake.multi_region_key(NEAR);
         let far = fake.replica(&near, FAR);
-        let config = Config {
+        let mut config = Config {
             attempt_timeout: SignedDuration::from_millis(500),
             operation_timeout: SignedDuration::from_secs(5),
             ..fake.config()
         };
+        change(&mut config);
         let metrics = Metrics::unread();
         let aws = Arc::new(fake.aws_with(config.clone()));
         let guarded = Guarded::new(aws, &config, metrics.clone(), Tracer::off()).unwrap();
@@ -137,7 +142,7 @@ async fn a_region_is_not_blamed_for_callers_who_left_before_it_was_asked() {
     };
     for _ in 0..3 {
         let answer = briefly().await;
-        assert!(matches!(answer, Err(Error::Unavailable(_))), "{answer:?}");
+        assert!(matches!(answer, Err(Error::Crowded { .. })), "{answer:?}");
     }
     assert_eq!((scene.calls(&scene.near), scene.calls(&scene.far)), (3, 0));
     let made = briefly().await.unwrap();
@@ -235,4 +240,26 @@ async fn no_call_fails_when_the_preferred_region_is_lost_and_it_is_taken_back() 
     let seconds = back.unwrap_or_default().as_secs_f64();
     figures::record("upstream", [("region_return_seconds", seconds)]);
     assert_eq!(failed, []);
+}
+
+#[tokio::test]
+async fn a_region_without_room_in_time_leaves_the_call_to_the_next() {
+    let scene = Scene::with(|config| config.requests_per_second = 1).await;
+    scene.generate().await.unwrap();
+    let until = Instant::now() + Duration::from_millis(400);
+    let demand = Demand::new("acme".parse().unwrap(), 1, until);
+    scene.generate_for(demand.clone()).await.unwrap();
+    assert_eq!((scene.calls(&scene.near), scene.calls(&scene.far)), (1, 1));
+    assert!(demand.join(until), "who comes now may still join it");
+}
+
+#[tokio::test]
+async fn a_failure_in_a_region_that_is_well_is_tried_again_there() {
+    let scene = Scene::set().await;
+    scene.fake.region(NEAR).cut_off().await;
+    scene.generate().await.unwrap();
+    let fault = Fault::Code("KMSInternalException", 500);
+    scene.fake.fail_next(1, Operation::GenerateDataKey, fault);
+    scene.generate().await.unwrap();
+    assert_eq!(scene.calls(&scene.far), 3);
 }

@@ -144,6 +144,7 @@ impl<T> Fair<T> {
     fn forget(&mut self) {
         if self.heads.is_empty() {
             self.flows.clear();
+            self.now = 0;
         } else if self.flows.len() > 2 * self.heads.len() + FEW {
             let now = self.now;
             self.flows

@@ -164,7 +164,11 @@ impl Regions {
             .position(|stop| lock(&stop.guard.region.health).comes_first(now));
         if let Some(first) = first {
             let first = route.remove(first);
-            route.sort_by_key(|stop| !lock(&stop.guard.region.health).is_well());
+            let is_well = |stop: &Stop<'_>| lock(&stop.guard.region.health).is_well();
+            // The last one is asked again and again: that would be lost on one that is not well.
+            if is_well(&first) || route.iter().any(is_well) {
+                route.retain(is_well);
+            }
             route.insert(0, first);
         }
         route
