@@ -46,6 +46,7 @@ use keybroker::metrics::Lookup;
 use keybroker::metrics::Metrics;
 use keybroker::name::KeyName;
 use keybroker::policy::Action;
+use keybroker::policy::Policy;
 use keybroker::quota;
 use keybroker::quota::Known;
 use keybroker::quota::Quotas;
@@ -364,7 +365,9 @@ fn broker(stage: &Stage) -> (Broker, Session) {
     fs::write(tenants, text).unwrap();
     let path = stage.config();
     let config = Config::load(&path).unwrap();
-    let state = config.state(&path, System.wall(), None).unwrap();
+    let state = config.state(&path, System.wall()).unwrap();
+    let directory = state.tenants.unwrap().directory;
+    let policy = Policy::new(directory.into(), state.rules.into()).unwrap();
     let data_keys = DataKeys::new(
         Arc::new(stage.keyring()),
         Arc::new(System),
@@ -375,7 +378,7 @@ fn broker(stage: &Stage) -> (Broker, Session) {
     let certificate = CertificateDer::from_pem_file(certificate).unwrap();
     let peer = Peer::certified(Leaf::parse(&certificate).unwrap());
     (
-        Broker::new(state.policy, unlimited(), data_keys),
+        Broker::new(policy, unlimited(), data_keys),
         Session::new(peer),
     )
 }

@@ -7,14 +7,15 @@
 //! | 64 | the command line is wrong or lacks something |
 //! | 65 | plaintext, ciphertext, context or key name is refused |
 //! | 66 | an input file is not there or not readable |
-//! | 69 | broker, KMS, key or keyring is not available now |
+//! | 69 | broker, KMS, key, keyring or store is not available now |
 //! | 70 | a fault of keybroker itself, or the broker's |
 //! | 71 | the operating system refuses: an address in use, no signals |
 //! | 73 | a file or folder cannot be made, or is there already |
 //! | 74 | standard input or output fails |
 //! | 77 | denied, or no identity |
-//! | 78 | configuration, certificates or keyring are not usable |
+//! | 78 | configuration, certificates, keyring or store are not usable |
 
+mod apply;
 mod check;
 mod completions;
 mod connect;
@@ -24,6 +25,7 @@ mod healthcheck;
 mod keyring;
 mod keys;
 mod serve;
+mod stored;
 
 use std::fmt::Display;
 use std::io;
@@ -68,6 +70,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Brings tenants and keys from a file into the store.
+    Apply(apply::Args),
     /// Checks a configuration, with the same code that `serve` starts with.
     CheckConfig(check::Args),
     /// Prints a completion script for a shell.
@@ -146,6 +150,7 @@ fn workers() -> usize {
 
 async fn run(command: Command) -> Result<(), Failure> {
     match command {
+        Command::Apply(args) => apply::run(&args).await,
         Command::CheckConfig(args) => check::run(&args).await,
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
         Command::Decrypt(args) => crypt::decrypt(args).await,
@@ -212,13 +217,13 @@ Exit codes:
   64  the command line is wrong or lacks something
   65  plaintext, ciphertext, context or key name is refused
   66  an input file is not there or not readable
-  69  broker, KMS, key or keyring is not available now
+  69  broker, KMS, key, keyring or store is not available now
   70  a fault of keybroker itself, or the broker's
   71  the operating system refuses: an address in use, no signals
   73  a file or folder cannot be made, or is there already
   74  standard input or output fails
   77  denied, or no identity
-  78  configuration, certificates or keyring are not usable";
+  78  configuration, certificates, keyring or store are not usable";
 
 /// Why a command failed: its exit code, and one sentence for a person.
 #[derive(Debug)]

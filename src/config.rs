@@ -14,7 +14,10 @@ use serde::Deserialize;
 use crate::audit;
 use crate::datakeys;
 use crate::directory;
+use crate::directory::Clash;
 use crate::directory::Directory;
+use crate::directory::Documents;
+use crate::directory::Key;
 use crate::grpc::Limits;
 use crate::grpc::listener;
 use crate::grpc::tls;
@@ -28,8 +31,9 @@ use crate::kms::local::Keyring;
 use crate::kms::local::Purpose;
 use crate::mem;
 use crate::name::KeyName;
-use crate::policy::Policy;
+use crate::name::TenantId;
 use crate::quota;
+use crate::store;
 use crate::strict;
 use crate::strict::OutOfBounds;
 
@@ -37,8 +41,12 @@ use crate::strict::OutOfBounds;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The tenants file.
-    pub tenants_file: PathBuf,
+    /// The tenants file: with it, the store's tenants are what it says. Without, the store has them
+    /// from `keybroker apply`.
+    pub tenants_file: Option<PathBuf>,
+    /// Where tenants are kept.
+    #[serde(default)]
+    pub store: store::Config,
     /// Where to listen.
     pub listen: listener::Config,
     /// Our own certificate; required with `listen.tcp`.
@@ -76,10 +84,20 @@ fn production() -> Purpose {
 
 /// What a reload replaces: identities, tenants and TLS material, fitting each other.
 pub struct State {
-    /// Identity rules and tenants.
-    pub policy: Policy,
+    /// Identity rules.
+    pub rules: Rules,
+    /// The tenants file, read; none where the store alone has the tenants.
+    pub tenants: Option<Tenants>,
     /// Certificate, bundles and revocation lists; none without a TLS listener.
     pub material: Option<Material>,
+}
+
+/// What a tenants file says.
+pub struct Tenants {
+    /// As a directory, for checks.
+    pub directory: Directory,
+    /// Tenant by tenant, for the store.
+    pub documents: Documents,
 }
 
 /// Why a configuration is not usable.
@@ -99,7 +117,7 @@ pub enum Error {
         /// The configuration file.
         path: PathBuf,
         /// How.
-        source: directory::Clash,
+        source: Clash,
     },
     /// Something that `keybroker dev` made, in production.
     #[error(
@@ -171,7 +189,7 @@ pub enum Error {
          alone, serve it with `keybroker serve`"
     )]
     RealKey {
-        /// The tenants file.
+        /// The configuration file.
         path: PathBuf,
         /// Which key.
         key: KeyName,
@@ -197,8 +215,8 @@ pub enum Error {
     },
 }
 
-impl State {
-    /// Checks that every `local:` key that the tenants name is in `keyring`.
+impl Tenants {
+    /// Checks that every `local:` key that they name is in `keyring`.
     ///
     /// # Errors
     /// [`Error::NoLocalKey`] for the first that is not.
@@ -208,11 +226,8 @@ impl State {
             .into_iter()
             .map(|key| key.id.to_string())
             .collect();
-        let directory = self.policy.directory();
-        for key in directory
-            .tenants()
-            .flat_map(|tenant| directory.keys(tenant.id()))
-        {
+        let tenants = self.directory.tenants();
+        for key in tenants.flat_map(|tenant| self.directory.keys(tenant.id())) {
             for kms in key.kms().iter() {
                 if let KeyRef::Local(id) = kms
                     && !known.contains(id)
@@ -266,6 +281,10 @@ impl Config {
             path: owned(),
             source,
         })?;
+        config.store.check().map_err(|source| Error::Limit {
+            path: owned(),
+            source,
+        })?;
         config.kms.aws.check().map_err(|source| Error::Aws {
             path: owned(),
             source,
@@ -303,40 +322,77 @@ impl Config {
         }
     }
 
-    /// Reads all that a reload replaces, as the successor of `previous`. `path` is this file's,
-    /// for errors.
+    /// Reads all that a reload replaces. `path` is this file's, for errors.
     ///
     /// # Errors
     /// [`Error`]: then nothing of it is usable, and what was in force stays so.
-    pub fn state(
-        &self,
-        path: &Path,
-        now: Timestamp,
-        previous: Option<&Policy>,
-    ) -> Result<State, Error> {
+    pub fn state(&self, path: &Path, now: Timestamp) -> Result<State, Error> {
         let rules = Rules::new(&self.identity).map_err(|source| Error::Rules {
             path: path.to_owned(),
             source,
         })?;
-        let mut directory = Directory::load(&self.tenants_file)?;
-        self.check_kms(path, &directory)?;
-        match self.purpose {
-            Purpose::Dev => self.check_dev(&directory)?,
-            Purpose::Production => self.check_production(path)?,
+        if self.purpose == Purpose::Production {
+            self.check_production(path)?;
         }
-        if let Some(previous) = previous {
-            directory = directory.succeed(previous.directory());
-        }
+        let tenants = match &self.tenants_file {
+            Some(file) => Some(self.tenants(path, file, &rules)?),
+            None => None,
+        };
+        // Names that no rule may set, whatever tenants there are.
+        Directory::default()
+            .check_rules(&rules)
+            .map_err(|source| Error::Clash {
+                path: path.to_owned(),
+                source,
+            })?;
         let material = match (&self.listen.tcp, &self.tls) {
             (Some(_), Some(tls)) => Some(Material::load(tls, &rules, now)?),
             _ => None,
         };
-        let policy =
-            Policy::new(Arc::new(directory), Arc::new(rules)).map_err(|source| Error::Clash {
+        Ok(State {
+            rules,
+            tenants,
+            material,
+        })
+    }
+
+    /// Reads the tenants file `file`, which must fit this configuration and `rules`. `path` is this
+    /// file's, for errors.
+    ///
+    /// # Errors
+    /// [`Error`] at the first thing that is wrong.
+    pub fn tenants(&self, path: &Path, file: &Path, rules: &Rules) -> Result<Tenants, Error> {
+        let (directory, documents) = Directory::load_with_documents(file)?;
+        for tenant in directory.tenants() {
+            self.fits(path, directory.keys(tenant.id()))?;
+        }
+        directory
+            .check_rules(rules)
+            .map_err(|source| Error::Clash {
                 path: path.to_owned(),
                 source,
             })?;
-        Ok(State { policy, material })
+        Ok(Tenants {
+            directory,
+            documents,
+        })
+    }
+
+    /// `directory` as it can serve under this configuration and `rules`: without the tenants that
+    /// fit neither, each with the reason. `path` is this file's, for errors.
+    pub fn fit(
+        &self,
+        path: &Path,
+        directory: Directory,
+        rules: &Rules,
+    ) -> (Directory, Vec<(TenantId, Error)>) {
+        directory.without(|tenant, keys| {
+            let clash = Clash::of(tenant, rules).map(|source| Error::Clash {
+                path: path.to_owned(),
+                source,
+            });
+            clash.or_else(|| self.fits(path, keys).err())
+        })
     }
 
     /// Whether `next` asks for a change that only a restart can make: which section.
@@ -349,6 +405,9 @@ impl Config {
         }
         if self.cache != next.cache {
             return Some("cache");
+        }
+        if self.store != next.store {
+            return Some("store");
         }
         if self.audit != next.audit {
             return Some("audit");
@@ -364,7 +423,7 @@ impl Config {
 
     /// The files that a reload reads, this one aside.
     pub fn files(&self) -> Vec<&Path> {
-        let mut files = vec![self.tenants_file.as_path()];
+        let mut files: Vec<&Path> = self.tenants_file.as_deref().into_iter().collect();
         if let Some(tls) = &self.tls {
             files.extend([tls.certificate.as_path(), tls.private_key.as_path()]);
         }
@@ -381,34 +440,24 @@ impl Config {
         files
     }
 
-    fn check_kms(&self, path: &Path, directory: &Directory) -> Result<(), Error> {
-        if self.kms.local.is_some() {
-            return Ok(());
-        }
-        for tenant in directory.tenants() {
-            for key in directory.keys(tenant.id()) {
-                if key.kms().iter().any(|kms| matches!(kms, KeyRef::Local(_))) {
-                    return Err(Error::Missing {
-                        path: path.to_owned(),
-                        needs: format!("the key {}", key.name()),
-                        section: "kms.local",
-                    });
-                }
+    /// Whether `keys` can be served: local ones where there is a keyring, and no real ones by a
+    /// playground, which would be none.
+    fn fits(&self, path: &Path, keys: &[Arc<Key>]) -> Result<(), Error> {
+        for key in keys {
+            let mut kms = key.kms().iter();
+            if self.kms.local.is_none() && kms.any(|kms| matches!(kms, KeyRef::Local(_))) {
+                return Err(Error::Missing {
+                    path: path.to_owned(),
+                    needs: format!("the key {}", key.name()),
+                    section: "kms.local",
+                });
             }
-        }
-        Ok(())
-    }
-
-    /// A playground that reached real keys would be none.
-    fn check_dev(&self, directory: &Directory) -> Result<(), Error> {
-        for tenant in directory.tenants() {
-            for key in directory.keys(tenant.id()) {
-                if key.kms().iter().any(|kms| kms.arn().is_some()) {
-                    return Err(Error::RealKey {
-                        path: self.tenants_file.clone(),
-                        key: key.name().clone(),
-                    });
-                }
+            let mut kms = key.kms().iter();
+            if self.purpose == Purpose::Dev && kms.any(|kms| kms.arn().is_some()) {
+                return Err(Error::RealKey {
+                    path: path.to_owned(),
+                    key: key.name().clone(),
+                });
             }
         }
         Ok(())
@@ -450,7 +499,8 @@ impl Config {
     /// Makes relative paths relative to `folder`.
     fn anchor(&mut self, folder: &Path) {
         let anchor = |path: &mut PathBuf| *path = folder.join(&*path);
-        anchor(&mut self.tenants_file);
+        self.tenants_file.as_mut().map(anchor);
+        self.store.anchor(folder);
         if let Some(tls) = &mut self.tls {
             anchor(&mut tls.certificate);
             anchor(&mut tls.private_key);

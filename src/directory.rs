@@ -6,7 +6,9 @@
 mod binding;
 mod file;
 mod key;
+mod row;
 
+use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::path::Path;
 use std::path::PathBuf;
@@ -24,6 +26,9 @@ pub use key::Owner;
 pub use key::Role;
 pub use key::Statement;
 pub use key::Tenant;
+pub use row::Content;
+pub use row::Row;
+pub use row::Unusable;
 
 use crate::identity::Rules;
 use crate::message::context;
@@ -34,12 +39,16 @@ use crate::strict;
 /// All tenants and keys of one moment.
 #[derive(Debug, Default)]
 pub struct Directory {
-    homes: HashMap<TenantId, Home>,
+    homes: HashMap<TenantId, Arc<Home>>,
     generation: u64,
 }
 
+/// What a tenants file says, tenant by tenant: each a tenants file of its own, in one form whatever
+/// the way it was written.
+pub type Documents = BTreeMap<TenantId, String>;
+
 /// A tenant with its keys, ordered by their ids.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Home {
     tenant: Arc<Tenant>,
     keys: Box<[Arc<Key>]>,
@@ -51,11 +60,17 @@ impl Directory {
     /// # Errors
     /// [`Error`].
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let text = std::fs::read_to_string(path).map_err(|error| Error::Read {
-            path: path.to_owned(),
-            error,
-        })?;
-        Self::parse(&text, path)
+        Self::parse(&read(path)?, path)
+    }
+
+    /// Reads the tenants file at `path`, for others to be told of it: also what it says of each
+    /// tenant.
+    ///
+    /// # Errors
+    /// [`Error`], as [`Directory::parse`].
+    pub fn load_with_documents(path: &Path) -> Result<(Self, Documents), Error> {
+        let (homes, documents) = file::parse_with_documents(&read(path)?, path)?;
+        Ok((Self::first(homes), documents))
     }
 
     /// Reads `text`, a tenants file; `path` is for errors alone.
@@ -66,10 +81,55 @@ impl Directory {
     /// # Errors
     /// [`Error`] at the first thing that is wrong, with its place. Nothing is clamped or skipped.
     pub fn parse(text: &str, path: &Path) -> Result<Self, Error> {
-        Ok(Self {
-            homes: file::parse(text, path)?,
+        Ok(Self::first(file::parse(text, path)?))
+    }
+
+    fn first(homes: HashMap<TenantId, Arc<Home>>) -> Self {
+        Self {
+            homes,
             generation: FIRST_GENERATION,
-        })
+        }
+    }
+
+    /// The successor of this directory after changes of the store: a tenant is from now on what its
+    /// row among `rows` says. One whose row is unusable is not there, and is named with the reason.
+    #[must_use]
+    pub fn with(&self, rows: impl IntoIterator<Item = Row>) -> (Self, Vec<(String, Unusable)>) {
+        let mut homes = self.homes.clone();
+        let mut unusable = Vec::new();
+        let mut reader = row::Reader::default();
+        for row in rows {
+            let Row { id, content } = row;
+            let Ok(tenant) = id.parse::<TenantId>() else {
+                unusable.push((id, Unusable::Id));
+                continue;
+            };
+            match reader.home(&tenant, content) {
+                Ok(Some(home)) => drop(homes.insert(tenant, home)),
+                Ok(None) => drop(homes.remove(&tenant)),
+                Err(error) => {
+                    homes.remove(&tenant);
+                    unusable.push((id, error));
+                }
+            }
+        }
+        (Self::first(homes).succeed(self), unusable)
+    }
+
+    /// This directory without those of its tenants that are `unfit`, which come back with what they
+    /// are unfit for.
+    #[must_use]
+    pub fn without<E>(
+        mut self,
+        mut unfit: impl FnMut(&Tenant, &[Arc<Key>]) -> Option<E>,
+    ) -> (Self, Vec<(TenantId, E)>) {
+        let unfit =
+            |home: &Arc<Home>| Some((home.tenant.id.clone(), unfit(&home.tenant, &home.keys)?));
+        let unfit: Vec<_> = self.homes.values().filter_map(unfit).collect();
+        for (tenant, _) in &unfit {
+            self.homes.remove(tenant);
+        }
+        (self, unfit)
     }
 
     /// This directory as the successor of `previous`: a key keeps the generation it had if its
@@ -78,14 +138,20 @@ impl Directory {
     #[must_use]
     pub fn succeed(mut self, previous: &Self) -> Self {
         self.generation = previous.generation + 1;
-        for key in self.homes.values_mut().flat_map(|home| &mut home.keys) {
-            let generation = match previous.key(key.name()) {
-                Some(old) if old.kms() == key.kms() && old.limits() == key.limits() => {
-                    old.generation()
-                }
-                _ => self.generation,
-            };
-            Arc::make_mut(key).set_generation(generation);
+        for (tenant, home) in &mut self.homes {
+            let known = previous.homes.get(tenant);
+            if known.is_some_and(|known| Arc::ptr_eq(known, home)) {
+                continue;
+            }
+            for key in &mut Arc::make_mut(home).keys {
+                let generation = match previous.key(key.name()) {
+                    Some(old) if old.kms() == key.kms() && old.limits() == key.limits() => {
+                        old.generation()
+                    }
+                    _ => self.generation,
+                };
+                Arc::make_mut(key).set_generation(generation);
+            }
         }
         self
     }
@@ -104,20 +170,8 @@ impl Directory {
                 name: name.to_owned(),
             });
         }
-        for tenant in self.homes.values().map(|home| &home.tenant) {
-            for (name, _) in tenant.context() {
-                if rules
-                    .captured_names()
-                    .any(|one| one.eq_ignore_ascii_case(name))
-                {
-                    return Err(Clash::Fixed {
-                        name: name.to_owned(),
-                        tenant: tenant.id().clone(),
-                    });
-                }
-            }
-        }
-        Ok(())
+        let clash = self.tenants().find_map(|tenant| Clash::of(tenant, rules));
+        clash.map_or(Ok(()), Err)
     }
 
     /// The key of this name.
@@ -218,6 +272,28 @@ pub enum Clash {
         /// The name.
         name: String,
     },
+}
+
+impl Clash {
+    /// How `tenant` contradicts `rules`, if it does.
+    pub fn of(tenant: &Tenant, rules: &Rules) -> Option<Self> {
+        let sets = |name: &str| {
+            let mut captured = rules.captured_names();
+            captured.any(|one| one.eq_ignore_ascii_case(name))
+        };
+        let (name, _) = tenant.context().find(|(name, _)| sets(name))?;
+        Some(Self::Fixed {
+            name: name.to_owned(),
+            tenant: tenant.id().clone(),
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<String, Error> {
+    std::fs::read_to_string(path).map_err(|error| Error::Read {
+        path: path.to_owned(),
+        error,
+    })
 }
 
 /// The generation of the keys of a first directory.

@@ -28,6 +28,8 @@ pub mod policy;
 
 pub mod datakeys;
 
+pub mod store;
+
 pub mod audit;
 pub mod error;
 

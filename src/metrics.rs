@@ -223,6 +223,12 @@ impl Metrics {
         gauge.store(degraded.into(), Relaxed);
     }
 
+    /// Sets how many tenants of the store are not usable, and so are denied everything.
+    pub fn refused_tenants(&self, tenants: usize) {
+        let tenants = tenants.try_into().unwrap_or(u64::MAX);
+        self.0.values.tenants_refused.store(tenants, Relaxed);
+    }
+
     /// Sets what became of keeping secrets out of swap: whether memory that should be locked is
     /// not, the bytes of this process in swap, and how many secrets lie in ordinary memory.
     pub fn memory(&self, lock_degraded: bool, swap_bytes: u64, secrets_unlocked: u64) {
@@ -398,6 +404,13 @@ fn register(meter: &Meter, values: &Arc<Values>) {
                 let degraded = values.degraded(one).load(Relaxed);
                 instrument.observe(degraded, &[KeyValue::new("dependency", one.label())]);
             }
+        }))
+        .build();
+    meter
+        .u64_observable_gauge("keybroker_tenants_refused")
+        .with_description("Tenants that are denied everything: what the store has is not usable.")
+        .with_callback(reading(values, |values, instrument| {
+            instrument.observe(values.tenants_refused.load(Relaxed), &[]);
         }))
         .build();
     meter

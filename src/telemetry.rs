@@ -225,6 +225,7 @@ mod tests {
                 r#"keybroker_data_key_retirements_total{reason="purge"}"#,
                 r#"keybroker_data_key_retirements_total{reason="rotated"}"#,
                 r#"keybroker_degraded{dependency="kms"}"#,
+                r#"keybroker_degraded{dependency="store"}"#,
                 "keybroker_key_cache_bytes",
                 "keybroker_key_cache_entries",
                 r#"keybroker_key_cache_requests_total{result="coalesced"}"#,
@@ -250,6 +251,7 @@ mod tests {
                 r#"keybroker_shed_total{reason="streams"}"#,
                 r#"keybroker_shed_total{reason="waiters"}"#,
                 "keybroker_tasks",
+                "keybroker_tenants_refused",
             ]
         );
         assert!(series.values().all(|value| *value == 0.0), "{series:?}");

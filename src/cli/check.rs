@@ -8,6 +8,7 @@ use crate::cli::ConfigArg;
 use crate::cli::Failure;
 use crate::cli::Format;
 use crate::cli::say;
+use crate::cli::stored;
 use crate::clock::Clock as _;
 use crate::clock::System;
 use crate::config::Config;
@@ -32,9 +33,12 @@ pub(super) async fn run(args: &Args) -> Result<(), Failure> {
     let path = &args.config.config;
     let config = Config::load(path).map_err(|error| Failure::config(&error))?;
     let state = config
-        .state(path, System.wall(), None)
+        .state(path, System.wall())
         .map_err(|error| Failure::config(&error))?;
-    let directory = state.policy.directory();
+    let directory = match state.tenants {
+        Some(tenants) => tenants.directory,
+        None => stored::directory(&config.store).await?,
+    };
     let tenants = directory.tenants().len();
     let keys: usize = directory
         .tenants()
@@ -49,7 +53,7 @@ pub(super) async fn run(args: &Args) -> Result<(), Failure> {
         ));
     }
     match args.online {
-        true => online::check(&config.kms, directory, args.within, args.output).await,
+        true => online::check(&config.kms, &directory, args.within, args.output).await,
         false => Ok(()),
     }
 }

@@ -1,6 +1,7 @@
 //! `keybroker serve`: everything is read and checked, then bound, then served. `keybroker dev`
 //! starts through the same [`Broking`].
 
+mod follow;
 pub(super) mod keyring;
 mod reload;
 mod warm;
@@ -8,11 +9,13 @@ mod warm;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::signal::unix::Signal;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::admin;
 use crate::admin::Admin;
@@ -23,11 +26,15 @@ use crate::cli::ConfigArg;
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::chain;
+use crate::cli::serve::follow::Configured;
+use crate::cli::serve::follow::Follower;
 use crate::cli::serve::warm::Keeper;
+use crate::cli::stored;
 use crate::clock::Clock;
 use crate::clock::System;
 use crate::config::Config;
 use crate::datakeys::DataKeys;
+use crate::directory::Directory;
 use crate::grpc::Parts;
 use crate::grpc::Server;
 use crate::grpc::listener;
@@ -38,7 +45,9 @@ use crate::kms::aws::Aws;
 use crate::kms::local::Purpose;
 use crate::mem;
 use crate::metrics::Metrics;
+use crate::policy::Policy;
 use crate::quota::Quotas;
+use crate::store;
 use crate::telemetry::Telemetry;
 
 #[derive(clap::Args)]
@@ -62,6 +71,7 @@ pub(super) struct Broking {
     admin: Option<Admin>,
     broker: Arc<Broker>,
     telemetry: Telemetry,
+    follower: Arc<Follower>,
     /// None where nothing is kept for the next start.
     keeper: Option<Keeper>,
 }
@@ -74,12 +84,12 @@ impl Broking {
         guard(&config.memory);
         let read = reload::Stamps::of(path, &config);
         let state = config
-            .state(path, clock.wall(), None)
+            .state(path, clock.wall())
             .map_err(|error| Failure::config(&error))?;
         let hangup = signals(SignalKind::hangup())?;
         let backends = backends(&config.kms, purpose).await?;
-        if let Some(keyring) = &backends.local {
-            state
+        if let (Some(keyring), Some(tenants)) = (&backends.local, &state.tenants) {
+            tenants
                 .check_keyring(keyring)
                 .map_err(|error| Failure::config(&error))?;
         }
@@ -109,7 +119,24 @@ impl Broking {
             &config.cache,
         );
         let quotas = Quotas::new(&config.quota, metrics.clone(), Arc::clone(&clock));
-        let broker = Arc::new(Broker::new(state.policy, quotas, data_keys));
+        let configured = Configured {
+            config: config.clone(),
+            rules: Arc::new(state.rules),
+            documents: state.tenants.map(|tenants| tenants.documents),
+        };
+        let nobody = Arc::new(Directory::default());
+        let policy = Policy::new(nobody, Arc::clone(&configured.rules))
+            .map_err(|error| Failure::config(&error))?;
+        let broker = Arc::new(Broker::new(policy, quotas, data_keys));
+        let store = stored::open(&config.store)?;
+        let follower = Arc::new(Follower::new(
+            path.to_owned(),
+            store,
+            Arc::clone(&broker),
+            metrics.clone(),
+            configured,
+        ));
+        begin(&follower, &config.store).await?;
         let parts = Parts {
             broker: Arc::clone(&broker),
             audit: Audit::new(sink, Arc::clone(&clock)),
@@ -147,11 +174,11 @@ impl Broking {
             path: path.to_owned(),
             config,
             read,
-            broker: Arc::clone(&broker),
             server: server.handle(),
             keyring,
             clock,
             metrics,
+            follower: Arc::clone(&follower),
         };
         tokio::spawn(reloader.run(hangup));
         Ok(Self {
@@ -159,6 +186,7 @@ impl Broking {
             admin,
             broker,
             telemetry,
+            follower,
             keeper,
         })
     }
@@ -186,6 +214,7 @@ impl Broking {
         let broker = Arc::clone(&self.broker);
         let directory = move || Arc::clone(broker.policy().directory());
         aside.spawn(self.broker.data_keys().watch(directory));
+        aside.spawn(self.follower.run());
         if let Some(admin) = self.admin {
             aside.spawn(admin.run());
         }
@@ -196,6 +225,25 @@ impl Broking {
         aside.shutdown().await;
         self.telemetry.stop().await;
         tracing::info!("stopped");
+    }
+}
+
+/// Has `follower` begin. A server's store may come later: nobody is served until then.
+async fn begin(follower: &Follower, config: &store::Config) -> Result<(), Failure> {
+    let patience = match config.url {
+        Some(_) => STORE,
+        None => Duration::MAX,
+    };
+    let begun = timeout(patience, follower.begin()).await;
+    match begun.unwrap_or(Err(store::Error::Slow)) {
+        Err(error) if config.url.is_some() && error.is_outage() => {
+            tracing::error!(
+                error = chain(&error),
+                "the store is out of reach: not ready until it was reached once"
+            );
+            Ok(())
+        }
+        begun => begun.map_err(|error| stored::failure(&error)),
     }
 }
 
@@ -265,3 +313,6 @@ fn unbound(error: &listener::Error) -> Failure {
     };
     Failure::new(code, chain(error))
 }
+
+/// For the store's server at the start, which waits for it no longer.
+const STORE: Duration = Duration::from_secs(2);

@@ -12,6 +12,7 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use toml::Spanned;
 
+use super::Documents;
 use super::Error;
 use super::Home;
 use super::binding::Binding;
@@ -139,13 +140,24 @@ fn detail(error: &context::Error) -> String {
 }
 
 /// The tenants of `text`, each with its keys in order.
-pub(super) fn parse(text: &str, path: &Path) -> Result<HashMap<TenantId, Home>, Error> {
-    match Reader::new(text, path).homes(pieces(text)) {
-        // The text as a whole decides, and knows the place of what is wrong.
-        Err(Error::Syntax { .. }) => Reader::new(text, path).homes([(0, text)]),
-        result => result,
-    }
+pub(super) fn parse(text: &str, path: &Path) -> Result<Homes, Error> {
+    Shared::default().homes(text, path)
 }
+
+/// The same, and what `text` says of each.
+pub(super) fn parse_with_documents(text: &str, path: &Path) -> Result<(Homes, Documents), Error> {
+    let mut documents = Documents::new();
+    let homes = Shared::default().homes_seen(text, path, |raw| {
+        // One with a malformed id makes the whole file unusable.
+        if let Ok(id) = raw.id.get_ref().parse() {
+            documents.insert(id, raw.document());
+        }
+    })?;
+    Ok((homes, documents))
+}
+
+/// Tenants by their ids.
+pub(super) type Homes = HashMap<TenantId, Arc<Home>>;
 
 /// Cuts `text` before each line that begins with `[[tenant]]`, with the offset of each piece, so
 /// that a hundred thousand tenants need not stand in memory as TOML all at once.
@@ -170,32 +182,59 @@ fn pieces(text: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
-/// Turns what the file says into what holds, and keeps equal texts once: with a hundred thousand
-/// tenants most names, values and key ids are the same few.
+/// Equal texts, kept once: with a hundred thousand tenants most names, values and key ids are the
+/// same few.
+#[derive(Default)]
+pub(super) struct Shared {
+    texts: HashSet<Arc<str>>,
+    ids: HashMap<String, KeyId>,
+}
+
+impl Shared {
+    /// The tenants of `text`; `path` is for errors.
+    pub(super) fn homes(&mut self, text: &str, path: &Path) -> Result<Homes, Error> {
+        self.homes_seen(text, path, |_| ())
+    }
+
+    /// The same. Each is seen by `see` before it is checked, perhaps twice.
+    fn homes_seen(
+        &mut self,
+        text: &str,
+        path: &Path,
+        mut see: impl FnMut(&raw::Tenant),
+    ) -> Result<Homes, Error> {
+        match Reader::new(text, path, self).homes(pieces(text), &mut see) {
+            // The text as a whole decides, and knows the place of what is wrong.
+            Err(Error::Syntax { .. }) => Reader::new(text, path, self).homes([(0, text)], &mut see),
+            result => result,
+        }
+    }
+}
+
+/// Turns what a file says into what holds.
 struct Reader<'a> {
     text: &'a str,
     path: &'a Path,
     /// Where in `text` the piece begins that is being read.
     offset: usize,
-    texts: HashSet<Arc<str>>,
-    ids: HashMap<String, KeyId>,
+    shared: &'a mut Shared,
 }
 
 impl<'a> Reader<'a> {
-    fn new(text: &'a str, path: &'a Path) -> Self {
+    fn new(text: &'a str, path: &'a Path, shared: &'a mut Shared) -> Self {
         Self {
             text,
             path,
             offset: 0,
-            texts: HashSet::new(),
-            ids: HashMap::new(),
+            shared,
         }
     }
 
     fn homes<'p>(
         mut self,
         pieces: impl IntoIterator<Item = (usize, &'p str)>,
-    ) -> Result<HashMap<TenantId, Home>, Error> {
+        see: &mut impl FnMut(&raw::Tenant),
+    ) -> Result<Homes, Error> {
         let mut homes = HashMap::new();
         for (offset, piece) in pieces {
             self.offset = offset;
@@ -204,9 +243,10 @@ impl<'a> Reader<'a> {
                 error,
             })?;
             for raw in file.tenant {
+                see(&raw);
                 let id = raw.id.clone();
                 let home = self.home(raw)?;
-                if homes.insert(home.tenant.id.clone(), home).is_some() {
+                if homes.insert(home.tenant.id.clone(), home.into()).is_some() {
                     return Err(self.tenant_error(&id, Fault::RepeatedId));
                 }
             }
@@ -340,22 +380,22 @@ impl<'a> Reader<'a> {
     }
 
     fn shared(&mut self, text: String) -> Arc<str> {
-        match self.texts.get(text.as_str()) {
+        match self.shared.texts.get(text.as_str()) {
             Some(known) => known.clone(),
             None => {
                 let text: Arc<str> = text.into();
-                self.texts.insert(text.clone());
+                self.shared.texts.insert(text.clone());
                 text
             }
         }
     }
 
     fn id(&mut self, text: String) -> Result<KeyId, Fault> {
-        match self.ids.get(&text) {
+        match self.shared.ids.get(&text) {
             Some(known) => Ok(known.clone()),
             None => {
                 let id: KeyId = text.parse().map_err(Fault::Id)?;
-                self.ids.insert(text, id.clone());
+                self.shared.ids.insert(text, id.clone());
                 Ok(id)
             }
         }
@@ -505,8 +545,8 @@ mod tests {
     use super::*;
 
     /// What was read, for comparison.
-    fn shown(homes: HashMap<TenantId, Home>) -> BTreeMap<TenantId, String> {
-        let show = |home: Home| format!("{:?} {:?}", home.tenant, home.keys);
+    fn shown(homes: Homes) -> BTreeMap<TenantId, String> {
+        let show = |home: Arc<Home>| format!("{:?} {:?}", home.tenant, home.keys);
         homes
             .into_iter()
             .map(|(id, home)| (id, show(home)))
@@ -538,11 +578,15 @@ mod tests {
             lines in proptest::collection::vec(proptest::sample::select(LINES.as_slice()), 0..12),
         ) {
             let text = lines.join("\n");
-            let reader = || Reader::new(&text, Path::new("tenants.toml"));
+            let read = |pieces: Vec<(usize, &str)>| {
+                let mut shared = Shared::default();
+                let reader = Reader::new(&text, Path::new("tenants.toml"), &mut shared);
+                reader.homes(pieces, &mut |_| ())
+            };
             let lengths: usize = pieces(&text).map(|(_, piece)| piece.len()).sum();
             prop_assert_eq!(lengths, text.len());
-            if let Ok(homes) = reader().homes(pieces(&text)) {
-                let whole = reader().homes([(0, text.as_str())]);
+            if let Ok(homes) = read(pieces(&text).collect()) {
+                let whole = read(vec![(0, text.as_str())]);
                 prop_assert_eq!(shown(homes), shown(whole.unwrap()));
             }
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde::Serialize;
 
 use crate::directory::binding::Binding;
 use crate::identity::PrincipalPattern;
@@ -129,7 +130,7 @@ impl Key {
 }
 
 /// In whose AWS account a KMS key is: decides whether its refusal is our fault or the tenant's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Owner {
     /// The operator's of this service.

@@ -198,6 +198,7 @@ pub struct Handle {
     connections: Arc<Connections>,
     clock: Arc<dyn Clock>,
     stopping: Arc<AtomicBool>,
+    broker: Arc<Broker>,
 }
 
 impl Handle {
@@ -205,6 +206,9 @@ impl Handle {
     pub fn unready(&self) -> Option<&'static str> {
         if self.stopping.load(Ordering::Relaxed) {
             return Some("stopping");
+        }
+        if self.broker.policy().directory().generation() == 0 {
+            return Some("store");
         }
         (!self.certified(self.clock.wall())).then_some("certificate_expired")
     }
@@ -302,6 +306,7 @@ impl Server {
             connections,
             clock,
             stopping: Arc::default(),
+            broker: Arc::clone(&parts.broker),
         };
         Ok(Self {
             sockets,
@@ -397,16 +402,15 @@ async fn pulse(broker: Arc<Broker>, handle: Handle, health: HealthReporter) {
         let now = handle.clock.wall();
         handle.follow(looked, now);
         looked = now;
-        let good = handle.certified(now);
-        if said != Some(good) {
-            said = Some(good);
-            let status = if good {
-                ServingStatus::Serving
-            } else {
-                ServingStatus::NotServing
+        let unready = handle.unready();
+        if said != Some(unready) {
+            said = Some(unready);
+            let status = match unready {
+                None => ServingStatus::Serving,
+                Some(_) => ServingStatus::NotServing,
             };
             report(&health, status).await;
-            if !good {
+            if !handle.certified(now) {
                 tracing::error!("our own certificate has expired: not ready until it is replaced");
             }
         }

@@ -30,6 +30,8 @@ pub(super) struct Values {
     pub(super) cache_bytes: AtomicU64,
     pub(super) waiters: AtomicU64,
     pub(super) kms_degraded: AtomicU64,
+    pub(super) store_degraded: AtomicU64,
+    pub(super) tenants_refused: AtomicU64,
     pub(super) lock_degraded: AtomicU64,
     pub(super) swap_bytes: AtomicU64,
     pub(super) secrets_unlocked: AtomicU64,
@@ -45,6 +47,7 @@ impl Values {
     pub(super) fn degraded(&self, dependency: Dependency) -> &AtomicU64 {
         match dependency {
             Dependency::Kms => &self.kms_degraded,
+            Dependency::Store => &self.store_degraded,
         }
     }
 }

@@ -204,15 +204,18 @@ impl Warming {
 pub enum Dependency {
     /// The key management service.
     Kms,
+    /// Where tenants are kept.
+    Store,
 }
 
 impl Dependency {
-    pub(super) const ALL: [Self; 1] = [Self::Kms];
+    pub(super) const ALL: [Self; 2] = [Self::Kms, Self::Store];
 
     /// The value of the label `dependency`.
     pub fn label(self) -> &'static str {
         match self {
             Self::Kms => "kms",
+            Self::Store => "store",
         }
     }
 }

@@ -22,8 +22,8 @@ fn the_example_passes_the_check() {
     let folder = tempfile::tempdir().unwrap();
     let path = lay_out(folder.path(), &example("keybroker.toml"));
     let config = Config::load(&path).unwrap();
-    let state = config.state(&path, now(), None).unwrap();
-    assert_eq!(state.policy.directory().tenants().len(), 2);
+    let state = config.state(&path, now()).unwrap();
+    assert_eq!(state.tenants.unwrap().directory.tenants().len(), 2);
     assert!(state.material.is_some());
 }
 
@@ -43,7 +43,7 @@ fn the_example_passes_the_check_with_all_that_is_off_in_it() {
             .iter()
             .any(|bundle| bundle.crl.is_some())
     );
-    config.state(&path, now(), None).unwrap();
+    config.state(&path, now()).unwrap();
 }
 
 #[test]

@@ -7,6 +7,8 @@ pub mod fake_kms;
 pub mod figures;
 pub mod http1;
 pub mod moto;
+pub mod postgres;
 pub mod prometheus;
+pub mod proxy;
 pub mod scale;
 pub mod unprivileged;

@@ -11,6 +11,7 @@ use crate::broker::Pairs;
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::serve;
+use crate::cli::stored;
 use crate::config::Config;
 use crate::crypto::Plaintext;
 use crate::directory::Directory;
@@ -39,8 +40,10 @@ impl Site {
     /// rules do not matter here.
     pub(super) async fn load(path: &Path, purpose: Purpose) -> Result<Self, Failure> {
         let config = Config::load_for(path, purpose).map_err(|error| Failure::config(&error))?;
-        let directory =
-            Directory::load(&config.tenants_file).map_err(|error| Failure::config(&error))?;
+        let directory = match &config.tenants_file {
+            Some(file) => Directory::load(file).map_err(|error| Failure::config(&error))?,
+            None => stored::directory(&config.store).await?,
+        };
         let backends = serve::backends(&config.kms, purpose).await?;
         Ok(Self {
             directory,
@@ -63,7 +66,7 @@ impl Site {
             Failure::new(Exit::Usage, sentence)
         })?;
         self.directory.key(&full).ok_or_else(|| {
-            let sentence = format!("the tenants file has no key {full}");
+            let sentence = format!("there is no key {full}");
             Failure::new(Exit::Data, sentence)
         })
     }

@@ -9,18 +9,24 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::time::SystemTime;
 
+use jiff::Timestamp;
 use notify::EventKind;
 use notify::RecursiveMode;
 use notify::Watcher as _;
 use tokio::signal::unix::Signal;
 use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
 
-use crate::broker::Broker;
 use crate::cli::chain;
+use crate::cli::serve::follow::Configured;
+use crate::cli::serve::follow::Follower;
 use crate::clock::Clock;
+use crate::config;
 use crate::config::Config;
+use crate::config::State;
 use crate::grpc::Handle;
 use crate::kms::local::Keyring;
+use crate::kms::local::Purpose;
 use crate::metrics::Metrics;
 use crate::metrics::Reload;
 
@@ -30,11 +36,11 @@ pub(super) struct Reloader {
     pub(super) config: Config,
     /// The files as they were before they were read.
     pub(super) read: Stamps,
-    pub(super) broker: Arc<Broker>,
     pub(super) server: Handle,
     pub(super) keyring: Option<Arc<Keyring>>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) metrics: Metrics,
+    pub(super) follower: Arc<Follower>,
 }
 
 /// When each file was last written, as far as that can be told.
@@ -73,58 +79,60 @@ impl Reloader {
                 () = tokio::time::sleep(POLL) => continue,
             }
             drop(watcher);
-            // A file of many tenants takes its time.
-            match tokio::task::spawn_blocking(move || self.reload()).await {
-                Ok(this) => self = this,
-                Err(_) => {
-                    tracing::error!("reloading failed: files are followed no more until a restart");
-                    return;
-                }
-            }
+            self.reload().await;
         }
     }
 
-    fn reload(mut self) -> Self {
-        // Taken first: what changes while it is read is read once more.
-        self.read = Stamps::of(&self.path, &self.config);
-        let next = Config::load_for(&self.path, self.config.purpose).and_then(|next| {
-            let read = Stamps::of(&self.path, &next);
-            let policy = self.broker.policy();
-            let state = next.state(&self.path, self.clock.wall(), Some(&policy))?;
-            if let Some(keyring) = &self.keyring {
-                state.check_keyring(keyring)?;
-            }
-            Ok((next, read, state))
-        });
-        match next {
-            Ok((next, read, state)) => {
-                if let Some(section) = self.config.needs_restart(&next) {
-                    tracing::error!(
-                        section,
-                        "configuration not reloaded: this section changes only with a restart"
-                    );
-                    self.metrics.reloaded(Reload::Failed);
-                    return self;
-                }
-                self.broker.reload(state.policy);
-                if let Some(material) = state.material {
-                    self.server.reload(material);
-                }
-                self.config = next;
-                self.read = read;
+    async fn reload(&mut self) {
+        let outcome = match self.renew().await {
+            Ok(()) => {
                 tracing::info!("configuration reloaded");
-                self.metrics.reloaded(Reload::Done);
                 self.metrics.loaded(self.clock.wall());
+                Reload::Done
             }
-            Err(error) => {
+            Err(Kept::Section(section)) => {
                 tracing::error!(
-                    error = chain(&error),
+                    section,
+                    "configuration not reloaded: this section changes only with a restart"
+                );
+                Reload::Failed
+            }
+            Err(Kept::Error(error)) => {
+                tracing::error!(
+                    error,
                     "configuration not reloaded: the old one stays in force"
                 );
-                self.metrics.reloaded(Reload::Failed);
+                Reload::Failed
             }
+        };
+        self.metrics.reloaded(outcome);
+    }
+
+    async fn renew(&mut self) -> Result<(), Kept> {
+        // Taken first: what changes while it is read is read once more.
+        self.read = Stamps::of(&self.path, &self.config);
+        let (path, purpose) = (self.path.clone(), self.config.purpose);
+        let (keyring, now) = (self.keyring.clone(), self.clock.wall());
+        // A file of many tenants takes its time.
+        let reading = spawn_blocking(move || read(&path, purpose, keyring.as_deref(), now));
+        let reading = reading.await.map_err(|error| Kept::of(&error))?;
+        let (next, read, state) = reading.map_err(|error| Kept::of(&error))?;
+        if let Some(section) = self.config.needs_restart(&next) {
+            return Err(Kept::Section(section));
         }
-        self
+        let configured = Configured {
+            config: next.clone(),
+            rules: Arc::new(state.rules),
+            documents: state.tenants.map(|tenants| tenants.documents),
+        };
+        let renewed = self.follower.reload(configured).await;
+        renewed.map_err(|error| Kept::of(&error))?;
+        if let Some(material) = state.material {
+            self.server.reload(material);
+        }
+        self.config = next;
+        self.read = read;
+        Ok(())
     }
 
     /// Watches the folders of all files: an atomic replacement is an event of the folder, and
@@ -181,6 +189,34 @@ impl Reloader {
             }
         }
         Some(watcher)
+    }
+}
+
+fn read(
+    path: &Path,
+    purpose: Purpose,
+    keyring: Option<&Keyring>,
+    now: Timestamp,
+) -> Result<(Config, Stamps, State), config::Error> {
+    let next = Config::load_for(path, purpose)?;
+    let read = Stamps::of(path, &next);
+    let state = next.state(path, now)?;
+    if let (Some(keyring), Some(tenants)) = (keyring, &state.tenants) {
+        tenants.check_keyring(keyring)?;
+    }
+    Ok((next, read, state))
+}
+
+/// Why the old configuration stays in force.
+enum Kept {
+    Error(String),
+    /// This section changes only with a restart.
+    Section(&'static str),
+}
+
+impl Kept {
+    fn of(error: &dyn std::error::Error) -> Self {
+        Self::Error(chain(error))
     }
 }
 

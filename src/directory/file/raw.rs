@@ -1,4 +1,5 @@
-//! The tenants file as it is written. Unknown keys are errors; nothing is checked beyond types.
+//! The tenants file as it is written. Unknown keys are errors; nothing is checked beyond types. And
+//! the one form in which a tenant of it is written down again.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,6 +7,8 @@ use std::fmt;
 use jiff::SignedDuration;
 use serde::Deserialize;
 use serde::Deserializer;
+use serde::Serialize;
+use serde::Serializer;
 use serde::de::Error;
 use serde::de::MapAccess;
 use serde::de::SeqAccess;
@@ -13,6 +16,7 @@ use serde::de::Visitor;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::value::SeqAccessDeserializer;
 use serde::de::value::StrDeserializer;
+use serde::ser::SerializeStruct as _;
 use toml::Spanned;
 
 use crate::directory::key::Owner;
@@ -24,20 +28,21 @@ pub(super) struct File {
     pub(super) tenant: Vec<Tenant>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Tenant {
     pub(super) id: Spanned<String>,
     #[serde(default = "one")]
     pub(super) weight: u32,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) context: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) rate: Option<u32>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) key: Vec<Key>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Key {
     pub(super) id: Spanned<String>,
@@ -45,28 +50,49 @@ pub(super) struct Key {
     pub(super) kms: Vec<KmsKey>,
     #[serde(default)]
     pub(super) owner: Owner,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) administrators: Vec<Statement>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) users: Vec<Statement>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) encrypt_only: Vec<Statement>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) decrypt_only: Vec<Statement>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) external_users: Vec<Statement>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) shared_captures: Vec<String>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Limits::are_usual")]
     pub(super) cache: Limits,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Limits {
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) max_age: Option<SignedDuration>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) max_messages: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) max_bytes: Option<u64>,
+}
+
+impl Limits {
+    fn are_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Tenant {
+    /// A tenants file of this tenant alone.
+    pub(super) fn document(&self) -> String {
+        #[derive(Serialize)]
+        struct File<'a> {
+            tenant: [&'a Tenant; 1],
+        }
+
+        toml::to_string(&File { tenant: [self] }).expect("what came from TOML goes into TOML")
+    }
 }
 
 /// The name of a KMS key alone, or
@@ -81,6 +107,41 @@ pub(super) struct KmsKey {
 pub(super) struct Statement {
     pub(super) principal: String,
     pub(super) context: BTreeMap<String, String>,
+}
+
+impl Serialize for Statement {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { principal, context } = self;
+        if context.is_empty() {
+            return serializer.serialize_str(principal);
+        }
+        let mut table = serializer.serialize_struct("Statement", 2)?;
+        table.serialize_field("principal", principal)?;
+        table.serialize_field("context", context)?;
+        table.end()
+    }
+}
+
+impl Serialize for KmsKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self {
+            key,
+            replica_regions,
+            additional_key,
+        } = self;
+        if replica_regions.is_none() && additional_key.is_none() {
+            return serializer.serialize_str(key);
+        }
+        let mut table = serializer.serialize_struct("KmsKey", 3)?;
+        table.serialize_field("key", key)?;
+        if let Some(regions) = replica_regions {
+            table.serialize_field("replica_regions", regions)?;
+        }
+        if let Some(additional) = additional_key {
+            table.serialize_field("additional_key", additional)?;
+        }
+        table.end()
+    }
 }
 
 impl<'de> Deserialize<'de> for Statement {

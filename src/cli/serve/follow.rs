@@ -1,0 +1,214 @@
+//! Keeps a broker's tenants in step with the store: asks it twice a second, and at once when there
+//! is word of a change.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use crate::broker::Broker;
+use crate::cli::chain;
+use crate::config::Config;
+use crate::directory::Directory;
+use crate::directory::Documents;
+use crate::identity::Rules;
+use crate::metrics::Dependency;
+use crate::metrics::Metrics;
+use crate::policy::Policy;
+use crate::store::Absent;
+use crate::store::Error;
+use crate::store::News;
+use crate::store::Store;
+
+/// Follows the store for one broker.
+pub(super) struct Follower {
+    /// The configuration file, for errors.
+    path: PathBuf,
+    store: Store,
+    broker: Arc<Broker>,
+    metrics: Metrics,
+    ground: Mutex<Ground>,
+}
+
+/// What the broker's policy rests on.
+struct Ground {
+    configured: Configured,
+    /// The change up to which the broker knows all; none before the first.
+    known: Option<u64>,
+    /// Tenants that the store has and the broker does not serve.
+    refused: BTreeSet<String>,
+}
+
+/// What the files say.
+#[derive(Clone)]
+pub(super) struct Configured {
+    pub(super) config: Config,
+    pub(super) rules: Arc<Rules>,
+    /// What the tenants file says, until the store has it.
+    pub(super) documents: Option<Documents>,
+}
+
+impl Follower {
+    pub(super) fn new(
+        path: PathBuf,
+        store: Store,
+        broker: Arc<Broker>,
+        metrics: Metrics,
+        configured: Configured,
+    ) -> Self {
+        let ground = Ground {
+            configured,
+            known: None,
+            refused: BTreeSet::new(),
+        };
+        Self {
+            path,
+            store,
+            broker,
+            metrics,
+            ground: Mutex::new(ground),
+        }
+    }
+
+    /// Has the store take up what the files say, and the broker all that the store has.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub(super) async fn begin(&self) -> Result<(), Error> {
+        let mut ground = self.ground.lock().await;
+        self.catch_up(&mut ground).await
+    }
+
+    /// Puts other files in force, or leaves all as it is.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub(super) async fn reload(&self, configured: Configured) -> Result<(), Error> {
+        let mut ground = self.ground.lock().await;
+        let mut next = Ground {
+            configured,
+            // What did not fit may fit now.
+            known: None,
+            refused: BTreeSet::new(),
+        };
+        self.catch_up(&mut next).await?;
+        *ground = next;
+        Ok(())
+    }
+
+    /// Follows until it is dropped.
+    pub(super) async fn run(self: Arc<Self>) -> Infallible {
+        tokio::select! {
+            never = self.store.listen() => never,
+            never = self.poll() => never,
+        }
+    }
+
+    async fn poll(&self) -> Infallible {
+        let mut lost = self.ground.lock().await.known.is_none();
+        loop {
+            // Err: nobody has told of anything.
+            let _ = timeout(POLL, self.store.wait()).await;
+            let caught_up = {
+                let mut ground = self.ground.lock().await;
+                self.catch_up(&mut ground).await
+            };
+            let error = caught_up.err();
+            self.metrics.degraded(Dependency::Store, error.is_some());
+            match &error {
+                None if lost => tracing::info!("the store is back"),
+                Some(error) if !lost => tracing::error!(
+                    error = chain(error),
+                    "the store is out of reach: tenants stay as they were last known"
+                ),
+                None | Some(_) => {}
+            }
+            lost = error.is_some();
+        }
+    }
+
+    async fn catch_up(&self, ground: &mut Ground) -> Result<(), Error> {
+        if let Some(documents) = &ground.configured.documents {
+            let applied = self.store.apply(documents, Absent::Remove).await?;
+            ground.configured.documents = None;
+            if let Some(change) = applied.change {
+                tracing::info!(
+                    change,
+                    added = applied.added.len(),
+                    changed = applied.changed.len(),
+                    removed = applied.removed.len(),
+                    "the store has taken up the tenants file"
+                );
+            }
+        }
+        if let Some(news) = self.store.news(ground.known).await? {
+            let number = news.number;
+            if !self.take_up(ground, news).await {
+                return Ok(());
+            }
+            ground.known = Some(number);
+        }
+        Ok(())
+    }
+
+    /// Whether the broker goes by `news` now.
+    async fn take_up(&self, ground: &mut Ground, news: News) -> bool {
+        if news.whole {
+            ground.refused.clear();
+        }
+        for row in &news.tenants {
+            ground.refused.remove(&row.id);
+        }
+        let configured = ground.configured.clone();
+        let (path, current) = (self.path.clone(), self.broker.policy());
+        let reading = spawn_blocking(move || {
+            let Configured { config, rules, .. } = configured;
+            let base = match news.whole {
+                true => &Directory::default(),
+                false => current.directory().as_ref(),
+            };
+            let (directory, unusable) = base.with(news.tenants);
+            let (directory, unfit) = config.fit(&path, directory, &rules);
+            let unusable = unusable
+                .into_iter()
+                .map(|(tenant, error)| (tenant, chain(&error)));
+            let unfit = unfit
+                .into_iter()
+                .map(|(tenant, error)| (tenant.to_string(), chain(&error)));
+            let refused: Vec<(String, String)> = unusable.chain(unfit).collect();
+            let directory = directory.succeed(current.directory());
+            (Policy::new(Arc::new(directory), rules), refused)
+        });
+        let (policy, refused) = match reading.await {
+            Ok((Ok(policy), refused)) => (policy, refused),
+            Ok((Err(clash), _)) => {
+                // A tenant that clashes does not fit, and was left out.
+                tracing::error!(%clash, "tenants are not taken up, which is a fault of keybroker");
+                return false;
+            }
+            Err(_) => {
+                tracing::error!("taking up tenants failed; they stay as they were");
+                return false;
+            }
+        };
+        for (tenant, error) in refused {
+            tracing::error!(
+                tenant,
+                error,
+                "a tenant of the store is not usable: it is denied all"
+            );
+            ground.refused.insert(tenant);
+        }
+        self.metrics.refused_tenants(ground.refused.len());
+        self.broker.reload(policy);
+        true
+    }
+}
+
+/// Finds changes that nobody told of.
+const POLL: Duration = Duration::from_millis(500);

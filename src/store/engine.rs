@@ -1,0 +1,203 @@
+//! A connection to either engine: the same statements, with `$1` for values, and rows that are
+//! trusted no more than what comes from outside.
+
+use futures_util::TryStreamExt as _;
+use sqlx::ConnectOptions as _;
+use sqlx::Executor as _;
+use sqlx::PgConnection;
+use sqlx::Row as _;
+use sqlx::SqliteConnection;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::PgRow;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::sqlite::SqliteRow;
+
+use crate::store::Error;
+use crate::store::sqlite;
+
+/// What connections are made to.
+pub(super) enum Engine {
+    Postgres(Box<PgConnectOptions>),
+    Sqlite(Box<SqliteConnectOptions>),
+}
+
+impl Engine {
+    pub(super) async fn connect(&self) -> Result<Connection, Error> {
+        Ok(match self {
+            Self::Postgres(options) => Connection::Postgres(options.connect().await?),
+            Self::Sqlite(options) => Connection::Sqlite(options.connect().await?),
+        })
+    }
+}
+
+/// A connection. One whose use failed or was given up half-way is to be dropped.
+pub(super) enum Connection {
+    Postgres(PgConnection),
+    Sqlite(SqliteConnection),
+}
+
+/// A value in a statement.
+#[derive(Clone, Copy)]
+pub(super) enum Value<'a> {
+    Number(u64),
+    Text(&'a str),
+}
+
+/// Gives `query` the values.
+macro_rules! bind {
+    ($query:expr, $values:expr) => {{
+        let mut query = $query;
+        for value in $values {
+            query = match *value {
+                // Numbers of changes stay far below.
+                Value::Number(number) => query.bind(i64::try_from(number).unwrap_or(i64::MAX)),
+                Value::Text(text) => query.bind(text),
+            };
+        }
+        query
+    }};
+}
+
+impl Connection {
+    /// Runs `statement`; how many rows it concerned.
+    pub(super) async fn run(
+        &mut self,
+        statement: &'static str,
+        values: &[Value<'_>],
+    ) -> Result<u64, Error> {
+        Ok(match self {
+            Self::Postgres(one) => {
+                let done = bind!(sqlx::query(statement), values).execute(one);
+                done.await?.rows_affected()
+            }
+            Self::Sqlite(one) => {
+                let done = bind!(sqlx::query(statement), values).execute(one);
+                done.await?.rows_affected()
+            }
+        })
+    }
+
+    /// Runs several statements without values.
+    pub(super) async fn run_all(&mut self, statements: &'static str) -> Result<(), Error> {
+        match self {
+            Self::Postgres(one) => one.execute(sqlx::raw_sql(statements)).await.map(|_| ())?,
+            Self::Sqlite(one) => one.execute(sqlx::raw_sql(statements)).await.map(|_| ())?,
+        }
+        Ok(())
+    }
+
+    /// Has `take` look at each row that `statement` yields.
+    pub(super) async fn each(
+        &mut self,
+        statement: &'static str,
+        values: &[Value<'_>],
+        mut take: impl FnMut(Row) -> Result<(), Error> + Send,
+    ) -> Result<(), Error> {
+        match self {
+            Self::Postgres(one) => {
+                let mut rows = bind!(sqlx::query(statement), values).fetch(one);
+                while let Some(row) = rows.try_next().await? {
+                    take(Row::Postgres(row))?;
+                }
+            }
+            Self::Sqlite(one) => {
+                let mut rows = bind!(sqlx::query(statement), values).fetch(one);
+                while let Some(row) = rows.try_next().await? {
+                    take(Row::Sqlite(row))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The first row that `statement` yields.
+    pub(super) async fn row(
+        &mut self,
+        statement: &'static str,
+        values: &[Value<'_>],
+    ) -> Result<Option<Row>, Error> {
+        Ok(match self {
+            Self::Postgres(one) => {
+                let row = bind!(sqlx::query(statement), values).fetch_optional(one);
+                row.await?.map(Row::Postgres)
+            }
+            Self::Sqlite(one) => {
+                let row = bind!(sqlx::query(statement), values).fetch_optional(one);
+                row.await?.map(Row::Sqlite)
+            }
+        })
+    }
+
+    /// Begins a transaction that will write. It ends with `COMMIT`, or with the connection.
+    pub(super) async fn begin_writing(&mut self) -> Result<u64, Error> {
+        let statement = match self {
+            Self::Postgres(_) => "BEGIN",
+            // The lock at once: one who has read cannot have it after another has written.
+            Self::Sqlite(_) => "BEGIN IMMEDIATE",
+        };
+        self.run(statement, &[]).await
+    }
+
+    /// Begins a transaction in which all statements see the same moment.
+    pub(super) async fn begin_reading(&mut self) -> Result<u64, Error> {
+        let statement = match self {
+            Self::Postgres(_) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+            Self::Sqlite(_) => "BEGIN",
+        };
+        self.run(statement, &[]).await
+    }
+
+    /// Keeps others from changing the tables themselves until the transaction ends.
+    pub(super) async fn lock_schema(&mut self) -> Result<u64, Error> {
+        match self {
+            Self::Postgres(_) => self.run("SELECT pg_advisory_xact_lock($1)", &[LOCK]).await,
+            // Whoever writes is alone.
+            Self::Sqlite(_) => Ok(0),
+        }
+    }
+
+    /// Whether it tells others when it is told to.
+    pub(super) fn notifies(&self) -> bool {
+        matches!(self, Self::Postgres(_))
+    }
+
+    /// Refuses an engine that can lose what was committed.
+    pub(super) async fn check_version(&mut self) -> Result<(), Error> {
+        match self {
+            Self::Postgres(_) => Ok(()),
+            Self::Sqlite(_) => {
+                let row = self.row("SELECT sqlite_version()", &[]).await?;
+                let found = row.ok_or(Error::Damaged("sqlite"))?.text(0)?;
+                sqlite::check_version(&found.unwrap_or_default())
+            }
+        }
+    }
+}
+
+/// A row.
+pub(super) enum Row {
+    Postgres(PgRow),
+    Sqlite(SqliteRow),
+}
+
+impl Row {
+    /// The number in `column`.
+    pub(super) fn number(&self, column: usize) -> Result<u64, Error> {
+        let number: i64 = match self {
+            Self::Postgres(row) => row.try_get(column)?,
+            Self::Sqlite(row) => row.try_get(column)?,
+        };
+        u64::try_from(number).map_err(|_| Error::Damaged("numbers"))
+    }
+
+    /// The text in `column`; none for NULL.
+    pub(super) fn text(&self, column: usize) -> Result<Option<String>, Error> {
+        Ok(match self {
+            Self::Postgres(row) => row.try_get(column)?,
+            Self::Sqlite(row) => row.try_get(column)?,
+        })
+    }
+}
+
+/// Any number that nobody else in the database locks.
+const LOCK: Value<'_> = Value::Number(0x6b65_7962_726f_6b65);

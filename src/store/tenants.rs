@@ -1,0 +1,203 @@
+//! Tenants: brought in whole, and read by what has changed.
+
+use std::collections::BTreeSet;
+
+use crate::directory::Content;
+use crate::directory::Documents;
+use crate::directory::Row;
+use crate::name::TenantId;
+use crate::store::Error;
+use crate::store::Store;
+use crate::store::engine;
+use crate::store::engine::Connection;
+use crate::store::engine::Value;
+use crate::store::within;
+
+/// What becomes of tenants that a file lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Absent {
+    /// They stay.
+    Keep,
+    /// They are removed.
+    Remove,
+}
+
+/// What a file changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// The number of the change; none if nothing changed.
+    pub change: Option<u64>,
+    /// Tenants that are new.
+    pub added: Vec<TenantId>,
+    /// Tenants that are not what they were.
+    pub changed: Vec<TenantId>,
+    /// Tenants that are no more.
+    pub removed: Vec<TenantId>,
+    /// How many stayed what they were.
+    pub unchanged: usize,
+}
+
+/// What has changed.
+#[derive(Debug, PartialEq, Eq)]
+pub struct News {
+    /// The number of the latest change.
+    pub number: u64,
+    /// Whether what was known before counts no more: the rows are all that there is.
+    pub whole: bool,
+    /// The tenants that changed.
+    pub tenants: Vec<Row>,
+}
+
+impl Store {
+    /// Brings in `documents`, all or none. What is there already is left alone: a second time nothing
+    /// changes, and no change is counted.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn apply(&self, documents: &Documents, absent: Absent) -> Result<Applied, Error> {
+        // First without a lock: at most starts nothing has changed.
+        let applied = within(async {
+            let mut lease = self.reader().await?;
+            let difference = difference(&mut lease, documents, absent).await?;
+            lease.give_back();
+            Ok(difference)
+        });
+        let applied = applied.await?;
+        if applied.is_nothing() {
+            return Ok(applied);
+        }
+        // Each statement is bounded; how many there are is up to the file.
+        let (mut lease, number) = within(self.writer()).await?;
+        let mut applied = difference(&mut lease, documents, absent).await?;
+        for id in applied.added.iter().chain(&applied.changed) {
+            let document = documents.get(id).map(String::as_str).unwrap_or_default();
+            let values = [
+                Value::Text(id.as_str()),
+                Value::Text(document),
+                Value::Number(number),
+            ];
+            within(lease.run(PUT, &values)).await?;
+        }
+        for id in &applied.removed {
+            let values = [Value::Text(id.as_str()), Value::Number(number)];
+            within(lease.run(REMOVE, &values)).await?;
+        }
+        if applied.is_nothing() {
+            // Somebody else has brought in the same meanwhile: the number goes back.
+            within(lease.run("ROLLBACK", &[])).await?;
+            lease.give_back();
+            return Ok(applied);
+        }
+        within(self.commit(lease, number)).await?;
+        applied.change = Some(number);
+        Ok(applied)
+    }
+
+    /// What has changed since the change `known`, or all that there is; none if nothing has.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn news(&self, known: Option<u64>) -> Result<Option<News>, Error> {
+        if known == Some(self.latest().await?) {
+            return Ok(None);
+        }
+        let mut lease = within(self.reader()).await?;
+        within(lease.begin_reading()).await?;
+        let number = within(latest(&mut lease)).await?;
+        // A number that is behind what is known is that of a store restored from a copy.
+        let since = known.filter(|known| *known <= number);
+        let mut tenants = Vec::new();
+        lease
+            .each(CHANGED, &[Value::Number(since.unwrap_or(0))], |row| {
+                tenants.push(tenant(&row));
+                Ok(())
+            })
+            .await?;
+        within(lease.run("COMMIT", &[])).await?;
+        lease.give_back();
+        Ok(Some(News {
+            number,
+            whole: since.is_none(),
+            tenants,
+        }))
+    }
+}
+
+impl Store {
+    /// The number of the latest change.
+    pub(super) async fn latest(&self) -> Result<u64, Error> {
+        within(async {
+            let mut lease = self.reader().await?;
+            let number = latest(&mut lease).await?;
+            lease.give_back();
+            Ok(number)
+        })
+        .await
+    }
+}
+
+impl Applied {
+    fn is_nothing(&self) -> bool {
+        self.added.is_empty() && self.changed.is_empty() && self.removed.is_empty()
+    }
+}
+
+/// The number of the latest change.
+async fn latest(connection: &mut Connection) -> Result<u64, Error> {
+    let row = connection.row("SELECT n FROM change", &[]).await?;
+    row.ok_or(Error::Damaged("change"))?.number(0)
+}
+
+/// What it takes to make the store what `documents` say.
+async fn difference(
+    connection: &mut Connection,
+    documents: &Documents,
+    absent: Absent,
+) -> Result<Applied, Error> {
+    let mut applied = Applied::default();
+    let mut missing: BTreeSet<&TenantId> = documents.keys().collect();
+    connection
+        .each(ALL, &[], |row| {
+            let Row { id, content } = tenant(&row);
+            // A row under no tenant's id has never counted.
+            let Ok(id) = id.parse::<TenantId>() else {
+                return Ok(());
+            };
+            let list = match (documents.get(&id), content, absent) {
+                (Some(new), Content::Document(old), _) if *new == old => {
+                    applied.unchanged += 1;
+                    missing.remove(&id);
+                    return Ok(());
+                }
+                (Some(_), Content::Removed, _) | (None, Content::Removed, _) => return Ok(()),
+                (Some(_), Content::Document(_) | Content::Damaged, _) => &mut applied.changed,
+                (None, _, Absent::Remove) => &mut applied.removed,
+                (None, _, Absent::Keep) => return Ok(()),
+            };
+            missing.remove(&id);
+            list.push(id);
+            Ok(())
+        })
+        .await?;
+    applied.added = missing.into_iter().cloned().collect();
+    Ok(applied)
+}
+
+/// A row of the columns `id` and `document`.
+fn tenant(row: &engine::Row) -> Row {
+    let content = match row.text(1) {
+        Ok(Some(document)) => Content::Document(document),
+        Ok(None) => Content::Removed,
+        Err(_) => Content::Damaged,
+    };
+    // An id that is no text names no tenant.
+    let id = row.text(0).ok().flatten().unwrap_or_default();
+    Row { id, content }
+}
+
+const ALL: &str = "SELECT id, document FROM tenants";
+const CHANGED: &str = "SELECT id, document FROM tenants WHERE changed > $1";
+const PUT: &str = "
+    INSERT INTO tenants (id, document, changed) VALUES ($1, $2, $3)
+    ON CONFLICT (id) DO UPDATE SET document = excluded.document, changed = excluded.changed";
+const REMOVE: &str = "UPDATE tenants SET document = NULL, changed = $2 WHERE id = $1";

@@ -1,0 +1,351 @@
+//! Several brokers on one PostgreSQL.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::process::Command;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::site::Running;
+use super::site::Site;
+use super::site::bad;
+use super::site::good;
+use crate::harness::soon;
+use crate::support::http1::get;
+use crate::support::postgres::Postgres;
+use crate::support::postgres::sql;
+use crate::support::proxy::Proxy;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_brought_in_through_one_reaches_the_others() {
+    let postgres = Postgres::start();
+    let one = Replica::of(&postgres, postgres.address());
+    let other = Replica::of(&postgres, postgres.address());
+    let (one, other) = (one.serve(), other.serve());
+    apply(&one.site, ORDERS);
+    for replica in [&one, &other] {
+        replica.becomes("tenants/acme/keys/orders").await;
+    }
+    apply(&other.site, "");
+    for replica in [&one, &other] {
+        replica.becomes("").await;
+    }
+    let said = good(applying(&one.site, "", &[]), b"");
+    assert_eq!(said, "nothing changed; 0 tenants unchanged\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_commits_late_is_not_stepped_over() {
+    let postgres = Postgres::start();
+    let replica = Replica::of(&postgres, postgres.address()).serve();
+    apply(&replica.site, &format!("{ORDERS}{GLOBEX}"));
+    replica.becomes("tenants/acme/keys/orders").await;
+    assert!(replica.keys_of("tenants/globex").contains("keys/shared"));
+
+    // A change that takes its number first, and is not done yet.
+    let mut early = postgres.connect().await;
+    sql(
+        &mut early,
+        "BEGIN;
+         UPDATE change SET n = n + 1;
+         UPDATE tenants SET document = NULL, changed = (SELECT n FROM change) WHERE id = 'globex'",
+    )
+    .await;
+    // A later one, which would be done at once.
+    let late = applying(&replica.site, BILLS, &[])
+        .stdout(Stdio::null())
+        .spawn();
+    let mut watching = postgres.connect().await;
+    let waits = "SELECT count(*)::text FROM pg_stat_activity
+                 WHERE wait_event_type = 'Lock' AND application_name = 'keybroker'";
+    let waiting = async {
+        while sql(&mut watching, waits).await.as_deref() == Some("0") {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(waiting).await;
+    assert!(replica.keys().contains("tenants/acme/keys/orders"));
+    sql(&mut early, "COMMIT").await;
+    assert!(late.unwrap().wait().unwrap().success());
+    // Once the later one is seen, so is the earlier one.
+    replica.becomes("tenants/acme/keys/bills").await;
+    assert_eq!(replica.keys_of("tenants/globex"), "");
+    let change = sql(&mut watching, "SELECT n::text FROM change").await;
+    assert_eq!(change.as_deref(), Some("3"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_notification_that_is_lost_costs_a_poll() {
+    let postgres = Postgres::start();
+    let proxy = Proxy::start(postgres.address()).await;
+    let replica = Replica::of(&postgres, proxy.address()).serve();
+    let mut watching = postgres.connect().await;
+    let listens = "SELECT client_port::text FROM pg_stat_activity
+                   WHERE query LIKE 'LISTEN%' AND application_name = 'keybroker'";
+    let mut port = None;
+    let listening = async {
+        while port.is_none() {
+            port = sql(&mut watching, listens).await;
+        }
+    };
+    soon(listening).await;
+    proxy.silence(port.unwrap().parse().unwrap());
+    apply(&replica.site, ORDERS);
+    let seen = tokio::time::timeout(Duration::from_secs(5), replica.becomes("acme/keys/orders"));
+    seen.await
+        .expect("the poll finds what no notification told");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_starts_without_its_database_and_is_ready_when_it_is_there() {
+    let mut postgres = Postgres::start();
+    apply(&Replica::of(&postgres, postgres.address()).site, ORDERS);
+    postgres.stop();
+    let replica = Replica::of(&postgres, postgres.address());
+    let server = Running::logging(replica.site.command(&["serve"]));
+    server.await_line("not ready until it was reached once");
+    let admin = admin(&server);
+    assert_eq!(get(admin, "/healthz").await.status, 200);
+    let unready = get(admin, "/readyz").await;
+    assert_eq!(unready.status, 503);
+    assert!(unready.body.contains("store"), "{}", unready.body);
+    bad(replica.site.command(&["healthcheck"]), b"", 1);
+
+    postgres.restart();
+    server.await_line("the store is back");
+    assert_eq!(get(admin, "/readyz").await.status, 200);
+    let replica = Replica {
+        server: Some(server),
+        ..replica
+    };
+    replica.becomes("tenants/acme/keys/orders").await;
+    let healthy = async {
+        let healthy = || {
+            replica
+                .site
+                .command(&["healthcheck"])
+                .output()
+                .unwrap()
+                .status
+                .success()
+        };
+        while !healthy() {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(healthy).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_goes_away_is_missed_by_nobody_and_not_stormed() {
+    let postgres = Postgres::start();
+    let proxy = Proxy::start(postgres.address()).await;
+    let replica = Replica::of(&postgres, proxy.address()).serve();
+    apply(&replica.site, ORDERS);
+    replica.becomes("tenants/acme/keys/orders").await;
+    let admin = replica.admin.unwrap();
+
+    proxy.refuse(true);
+    proxy.silence_all();
+    let server = replica.server.as_ref().unwrap();
+    server.await_line("the store is out of reach");
+    let ready = get(admin, "/readyz").await;
+    assert_eq!(ready.status, 200);
+    assert!(ready.body.contains("store"), "{}", ready.body);
+    assert!(replica.keys().contains("tenants/acme/keys/orders"));
+    let (before, began) = (proxy.accepted(), Instant::now());
+    let trying = async {
+        while proxy.accepted() < before + 10 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    soon(trying).await;
+    let took = began.elapsed();
+    assert!(
+        took >= Duration::from_secs(1),
+        "ten connections in {took:?}"
+    );
+
+    proxy.refuse(false);
+    server.await_line("the store is back");
+    apply(&replica.site, BILLS);
+    replica.becomes("tenants/acme/keys/bills").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_does_not_prove_its_name_is_not_talked_to() {
+    let postgres = Postgres::start();
+    let stranger = Postgres::start();
+    let replica = Replica::of(&postgres, postgres.address());
+    replica
+        .site
+        .edit("keybroker.toml", "@127.0.0.1:", "@localhost:");
+    let sentence = bad(applying(&replica.site, ORDERS, &[]), b"", 69);
+    assert!(sentence.contains("certificate"), "{sentence}");
+    let replica = Replica::of(&postgres, postgres.address());
+    let (own, other) = (postgres.ca(), stranger.ca());
+    let (own, other) = (own.to_str().unwrap(), other.to_str().unwrap());
+    replica.site.edit("keybroker.toml", own, other);
+    let sentence = bad(applying(&replica.site, ORDERS, &[]), b"", 69);
+    assert!(sentence.contains("certificate"), "{sentence}");
+    let replica = Replica::of(&postgres, postgres.address());
+    apply(&replica.site, ORDERS);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_ends_in_the_midst_of_a_change_leaves_none_of_it() {
+    let postgres = Postgres::start();
+    let replica = Replica::of(&postgres, postgres.address());
+    let file = |plan: u64| -> String {
+        let tenant = |n| {
+            format!("[[tenant]]\nid = \"tenant-{n}\"\ncontext = {{ plan = \"plan-{plan}\" }}\n")
+        };
+        (0..300).map(tenant).collect()
+    };
+    apply(&replica.site, &file(99));
+    let mut watching = postgres.connect().await;
+    let mut cut = 0;
+    for round in 0..12 {
+        let mut child = applying(&replica.site, &file(10 + round), &[])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        tokio::time::sleep(Duration::from_millis(20 + round * 12)).await;
+        child.kill().unwrap();
+        cut += u32::from(!child.wait().unwrap().success());
+        let plans = sql(
+            &mut watching,
+            "SELECT count(DISTINCT substring(document from 'plan-..'))::text FROM tenants",
+        );
+        assert_eq!(plans.await.as_deref(), Some("1"), "round {round}");
+    }
+    assert!(cut > 0, "none was cut off");
+    // Nobody holds the number any more.
+    apply(&replica.site, ORDERS);
+}
+
+/// A broker with PostgreSQL for its store.
+struct Replica {
+    site: Site,
+    server: Option<Running>,
+    admin: Option<SocketAddr>,
+}
+
+impl Replica {
+    /// One that finds `postgres` at `address`.
+    fn of(postgres: &Postgres, address: SocketAddr) -> Self {
+        let site = Site::new();
+        let uid = std::os::unix::fs::MetadataExt::uid(&fs::metadata("/proc/self").unwrap());
+        let store = format!(
+            "[[identity.rule]]\nmatch = \"unix:uid={uid}\"\ntenant = \"acme\"\n\n\
+             [store]\nurl = \"postgres://keybroker@{address}/postgres\"\nca = \"{}\"\n\
+             password = \"{}\"\n\n[kms.local]",
+            postgres.ca().display(),
+            postgres.password().display()
+        );
+        site.edit("keybroker.toml", "[kms.local]", &store);
+        site.edit("keybroker.toml", "tenants_file = \"tenants.toml\"\n", "");
+        site.edit(
+            "keybroker.toml",
+            "[listen]",
+            "[listen]\nadmin = \"127.0.0.1:0\"",
+        );
+        Self {
+            site,
+            server: None,
+            admin: None,
+        }
+    }
+
+    fn serve(self) -> Self {
+        let server = Running::logging(self.site.command(&["serve"]));
+        Self {
+            admin: Some(admin(&server)),
+            server: Some(server),
+            ..self
+        }
+    }
+
+    /// The keys that the tests' own user sees.
+    fn keys(&self) -> String {
+        self.keys_of("tenants/acme")
+    }
+
+    /// Those of the tenant `parent`.
+    fn keys_of(&self, parent: &str) -> String {
+        good(self.listing(parent), b"")
+    }
+
+    fn listing(&self, parent: &str) -> Command {
+        let mut command = self.site.command(&["keys", "list", "--parent", parent]);
+        let socket = self.site.path("broker.sock");
+        command.env("KEYBROKER_ADDR", format!("unix:{}", socket.display()));
+        command
+    }
+
+    /// Waits until it shows this key, or none.
+    async fn becomes(&self, key: &str) {
+        let seen = async {
+            loop {
+                let output = self.listing("tenants/acme").output().unwrap();
+                let seen = String::from_utf8_lossy(&output.stdout);
+                let shows = seen.contains(key) && seen.is_empty() == key.is_empty();
+                if output.status.success() && shows {
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        soon(seen).await;
+    }
+}
+
+fn admin(server: &Running) -> SocketAddr {
+    let line = server.await_line("serving metrics and readiness in plain text");
+    line.split_once("address=")
+        .unwrap()
+        .1
+        .trim()
+        .parse()
+        .unwrap()
+}
+
+fn apply(site: &Site, tenants: &str) -> String {
+    good(applying(site, tenants, &["--prune"]), b"")
+}
+
+fn applying(site: &Site, tenants: &str, more: &[&str]) -> Command {
+    let uid = std::os::unix::fs::MetadataExt::uid(&fs::metadata("/proc/self").unwrap());
+    site.write("tenants.toml", &tenants.replace("UID", &uid.to_string()));
+    let mut command = site.command(&["apply", "-f"]);
+    command.arg(site.path("tenants.toml")).args(more);
+    command
+}
+
+const ORDERS: &str = r#"
+[[tenant]]
+id = "acme"
+[[tenant.key]]
+id = "orders"
+kms = "local:orders"
+users = ["unix:uid=UID"]
+"#;
+const BILLS: &str = r#"
+[[tenant]]
+id = "acme"
+[[tenant.key]]
+id = "bills"
+kms = "local:orders"
+users = ["unix:uid=UID"]
+"#;
+const GLOBEX: &str = r#"
+[[tenant]]
+id = "globex"
+[[tenant.key]]
+id = "shared"
+kms = "local:orders"
+external_users = ["unix:uid=UID"]
+"#;
