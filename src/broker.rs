@@ -20,6 +20,7 @@ mod sealing;
 pub mod stream;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use batch::Answer;
 pub use batch::Cipher;
@@ -42,6 +43,9 @@ use crate::datakeys::DataKeys;
 use crate::datakeys::Patience;
 use crate::datakeys::Source;
 use crate::datakeys::Version;
+use crate::directory::Directory;
+use crate::directory::Standing;
+use crate::directory::Tenant;
 use crate::error::Error;
 use crate::identity::Caller;
 use crate::identity::Session;
@@ -55,6 +59,7 @@ use crate::quota;
 use crate::quota::Account;
 use crate::quota::Known;
 use crate::quota::Quotas;
+use crate::store::Freshness;
 
 use binding::bounded;
 use binding::invalid;
@@ -65,15 +70,27 @@ pub struct Broker {
     policy: ArcSwap<Policy>,
     quotas: Quotas,
     data_keys: DataKeys,
+    /// Of the tenants; none where nobody else can change them.
+    freshness: Option<Arc<Freshness>>,
 }
 
 impl Broker {
-    /// A broker under `policy`.
+    /// A broker under `policy`, which holds until another takes its place.
     pub fn new(policy: Policy, quotas: Quotas, data_keys: DataKeys) -> Self {
         Self {
             policy: ArcSwap::from_pointee(policy),
             quotas,
             data_keys,
+            freshness: None,
+        }
+    }
+
+    /// The same broker, which goes by its policy as long as `freshness` says that it counts.
+    #[must_use]
+    pub fn following(self, freshness: Arc<Freshness>) -> Self {
+        Self {
+            freshness: Some(freshness),
+            ..self
         }
     }
 
@@ -115,7 +132,8 @@ impl Broker {
     /// keeps of its account.
     ///
     /// # Errors
-    /// [`Error::Unmapped`] when no identity rule maps the peer to a tenant.
+    /// [`Error::Unmapped`] when no identity rule maps the peer to a tenant; then
+    /// [`Error::StoreUnavailable`] and [`Error::TenantSuspended`].
     pub fn visitor(
         &self,
         session: &Session,
@@ -129,7 +147,7 @@ impl Broker {
             record.tenant = Some(caller.tenant().clone());
             record.policy_generation = Some(directory.generation());
         });
-        let tenant = directory.tenant(caller.tenant());
+        let tenant = self.admit(directory, &caller)?;
         let terms = quota::Terms {
             rate: tenant.and_then(|tenant| tenant.rate()),
             weight: tenant.map_or(1, |tenant| tenant.weight()),
@@ -141,6 +159,28 @@ impl Broker {
             caller,
             account,
         })
+    }
+
+    /// The tenant of `caller`, if there is one: whether it may ask for anything.
+    fn admit<'d>(
+        &self,
+        directory: &'d Directory,
+        caller: &Caller,
+    ) -> Result<Option<&'d Arc<Tenant>>, Error> {
+        let tenant = directory.tenant(caller.tenant());
+        self.check_freshness(tenant.and_then(|tenant| tenant.max_staleness()))?;
+        match tenant.map(|tenant| tenant.standing()) {
+            None | Some(Standing::Active) => Ok(tenant),
+            Some(Standing::Suspended) => Err(Error::TenantSuspended),
+        }
+    }
+
+    /// Whether what is known of tenants counts, of one with this `limit` of its own.
+    fn check_freshness(&self, limit: Option<Duration>) -> Result<(), Error> {
+        match &self.freshness {
+            Some(freshness) if !freshness.is_good(limit) => Err(Error::StoreUnavailable),
+            None | Some(_) => Ok(()),
+        }
     }
 
     /// Begins a call of `visitor`, which waits for KMS with `patience`.

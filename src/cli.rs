@@ -26,6 +26,7 @@ mod keyring;
 mod keys;
 mod serve;
 mod stored;
+mod tenant;
 
 use std::fmt::Display;
 use std::io;
@@ -92,6 +93,9 @@ enum Command {
     Keys(keys::Command),
     /// Serves until SIGTERM; reloads on SIGHUP and when its files change.
     Serve(serve::Args),
+    /// Suspends tenants, and resumes them.
+    #[command(subcommand)]
+    Tenant(tenant::Command),
 }
 
 /// Which configuration file.
@@ -160,6 +164,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Keyring(command) => keyring::run(command),
         Command::Keys(command) => keys::run(command).await,
         Command::Serve(args) => serve::run(&args).await,
+        Command::Tenant(command) => tenant::run(command).await,
     }
 }
 

@@ -19,11 +19,13 @@ pub use binding::KmsKeys;
 pub use binding::UnfitAdditional;
 pub use binding::Unwrapper;
 pub use file::Fault;
+pub use file::staleness;
 pub use key::Key;
 pub use key::KeyPolicy;
 pub use key::Limits;
 pub use key::Owner;
 pub use key::Role;
+pub use key::Standing;
 pub use key::Statement;
 pub use key::Tenant;
 pub use row::Content;
@@ -52,6 +54,16 @@ pub type Documents = BTreeMap<TenantId, String>;
 struct Home {
     tenant: Arc<Tenant>,
     keys: Box<[Arc<Key>]>,
+}
+
+impl Home {
+    /// Has the tenant suspended.
+    fn suspend(&mut self) {
+        Arc::make_mut(&mut self.tenant).standing = Standing::Suspended;
+        for key in &mut self.keys {
+            Arc::make_mut(key).tenant = Arc::clone(&self.tenant);
+        }
+    }
 }
 
 impl Directory {
@@ -99,12 +111,16 @@ impl Directory {
         let mut unusable = Vec::new();
         let mut reader = row::Reader::default();
         for row in rows {
-            let Row { id, content } = row;
+            let Row {
+                id,
+                content,
+                standing,
+            } = row;
             let Ok(tenant) = id.parse::<TenantId>() else {
                 unusable.push((id, Unusable::Id));
                 continue;
             };
-            match reader.home(&tenant, content) {
+            match reader.home(&tenant, content, standing) {
                 Ok(Some(home)) => drop(homes.insert(tenant, home)),
                 Ok(None) => drop(homes.remove(&tenant)),
                 Err(error) => {
@@ -133,7 +149,7 @@ impl Directory {
     }
 
     /// This directory as the successor of `previous`: a key keeps the generation it had if its
-    /// KMS binding and limits are the same, else it gets one that no key ever had in the line
+    /// KMS binding, its limits and its tenant's standing are the same, else it gets one that no key ever had in the line
     /// of directories from which `previous` descends.
     #[must_use]
     pub fn succeed(mut self, previous: &Self) -> Self {
@@ -145,9 +161,7 @@ impl Directory {
             }
             for key in &mut Arc::make_mut(home).keys {
                 let generation = match previous.key(key.name()) {
-                    Some(old) if old.kms() == key.kms() && old.limits() == key.limits() => {
-                        old.generation()
-                    }
+                    Some(old) if old.caches_as(key) => old.generation(),
                     _ => self.generation,
                 };
                 Arc::make_mut(key).set_generation(generation);

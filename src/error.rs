@@ -98,6 +98,9 @@ pub enum Error {
         /// The response's limit in bytes.
         limit: usize,
     },
+    /// What the store says of tenants counts, and it has not been heard of for too long.
+    #[error("the store is out of reach")]
+    StoreUnavailable,
     /// Nothing moved on a stream for long.
     #[error("the stream stood still")]
     Stalled,
@@ -107,6 +110,9 @@ pub enum Error {
     /// The tenant's own KMS key refuses the broker.
     #[error("tenant's KMS key refuses the broker: {0}")]
     TenantKmsDenied(String),
+    /// The caller's tenant, or the key's, is suspended.
+    #[error("the tenant is suspended")]
+    TenantSuspended,
     /// The connection proves no identity, or not any more.
     #[error("unauthenticated: {0}")]
     Unauthenticated(#[from] Unauthenticated),
@@ -215,6 +221,7 @@ impl Error {
             | Self::KmsUnavailable(_)
             | Self::Overloaded
             | Self::RateLimited(_)
+            | Self::StoreUnavailable
             | Self::Withdrawn => true,
             Self::Bug(_)
             | Self::Checksum(_)
@@ -233,6 +240,7 @@ impl Error {
             | Self::Stalled
             | Self::TenantKmsConfigInvalid(_)
             | Self::TenantKmsDenied(_)
+            | Self::TenantSuspended
             | Self::Unauthenticated(_)
             | Self::Unmapped
             | Self::Unverified(_) => false,
@@ -261,8 +269,10 @@ impl Error {
             Self::PlaintextTooLarge { .. } => "PLAINTEXT_TOO_LARGE",
             Self::RateLimited(_) => "RATE_LIMITED",
             Self::ResponseTooLarge { .. } => "RESPONSE_TOO_LARGE",
+            Self::StoreUnavailable => "STORE_UNAVAILABLE",
             Self::TenantKmsConfigInvalid(_) => "TENANT_KMS_CONFIG_INVALID",
             Self::TenantKmsDenied(_) => "TENANT_KMS_DENIED",
+            Self::TenantSuspended => "TENANT_SUSPENDED",
             Self::Unauthenticated(Unauthenticated::Expired) => "IDENTITY_EXPIRED",
             Self::Unauthenticated(Unauthenticated::Missing) => "IDENTITY_MISSING",
             Self::Unauthenticated(Unauthenticated::Revoked) => "IDENTITY_REVOKED",

@@ -229,6 +229,11 @@ impl Metrics {
         self.0.values.tenants_refused.store(tenants, Relaxed);
     }
 
+    /// Sets how old what is known of the store is.
+    pub fn store_age(&self, age: Duration) {
+        self.0.values.store_age.store(age.as_secs(), Relaxed);
+    }
+
     /// Sets what became of keeping secrets out of swap: whether memory that should be locked is
     /// not, the bytes of this process in swap, and how many secrets lie in ordinary memory.
     pub fn memory(&self, lock_degraded: bool, swap_bytes: u64, secrets_unlocked: u64) {
@@ -404,6 +409,14 @@ fn register(meter: &Meter, values: &Arc<Values>) {
                 let degraded = values.degraded(one).load(Relaxed);
                 instrument.observe(degraded, &[KeyValue::new("dependency", one.label())]);
             }
+        }))
+        .build();
+    meter
+        .u64_observable_gauge("keybroker_store_age")
+        .with_unit("s")
+        .with_description("How old what is known of tenants is: time since the store was asked.")
+        .with_callback(reading(values, |values, instrument| {
+            instrument.observe(values.store_age.load(Relaxed), &[]);
         }))
         .build();
     meter

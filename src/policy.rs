@@ -10,6 +10,7 @@ use crate::directory::Clash;
 use crate::directory::Directory;
 use crate::directory::Key;
 use crate::directory::Role;
+use crate::directory::Standing;
 use crate::identity::Caller;
 use crate::identity::Rules;
 use crate::message::EncryptionContext;
@@ -64,6 +65,7 @@ impl Policy {
         let (key, rule) = self.allow(caller, action, Direction::Seal, name, |key| {
             sealing_context(key, caller, own)
         })?;
+        check_standing(&key)?;
         self.check_own(&key, own)?;
         let pairs = sealing_context(&key, caller, own);
         Ok(Permit {
@@ -97,6 +99,7 @@ impl Policy {
         let named = key_named(header);
         let name = name.or(named.as_ref()).ok_or(Mismatch::NoKey)?;
         let (key, rule) = self.allow(caller, action, Direction::Open, name, |_| header.pairs())?;
+        check_standing(&key)?;
         self.check_own(&key, own)?;
         let checked = match named.as_ref() == Some(key.name()) {
             true => self.check_header(&key, caller, header, own),
@@ -327,6 +330,9 @@ pub enum Refused {
     /// other.
     #[error(transparent)]
     Mismatch(#[from] Mismatch),
+    /// The key's tenant is suspended. Only an authorized caller learns it.
+    #[error("the tenant is suspended")]
+    Suspended,
 }
 
 /// Why a caller may not do something. For the audit record alone: to the caller all are one.
@@ -436,6 +442,13 @@ fn sealing_context<'a>(
     key.context()
         .chain(caller.captures().iter().map(text))
         .chain(own.iter().map(text))
+}
+
+fn check_standing(key: &Key) -> Result<(), Refused> {
+    match key.tenant().standing() {
+        Standing::Active => Ok(()),
+        Standing::Suspended => Err(Refused::Suspended),
+    }
 }
 
 fn text((name, value): &(String, String)) -> (&str, &str) {

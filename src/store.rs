@@ -13,10 +13,12 @@
 //! | `schema` | the tables, and how older ones become them |
 //! | `tenants` | what there is to read and to change |
 //! | `wake` | news of changes |
+//! | `freshness` | how long ago the store was heard of |
 
 mod config;
 mod engine;
 mod error;
+mod freshness;
 mod pool;
 mod postgres;
 mod schema;
@@ -34,6 +36,7 @@ use tokio::time::timeout;
 pub use config::Config;
 pub use config::Tls;
 pub use error::Error;
+pub use freshness::Freshness;
 pub use tenants::Absent;
 pub use tenants::Applied;
 pub use tenants::News;

@@ -250,6 +250,7 @@ mod tests {
                 r#"keybroker_shed_total{reason="queue_delay"}"#,
                 r#"keybroker_shed_total{reason="streams"}"#,
                 r#"keybroker_shed_total{reason="waiters"}"#,
+                "keybroker_store_age_seconds",
                 "keybroker_tasks",
                 "keybroker_tenants_refused",
             ]

@@ -111,6 +111,7 @@ pub(super) fn refusal(refused: Refused, action: Action) -> Error {
         },
         Refused::Denied(denied) => Error::Denied(denied),
         Refused::Mismatch(mismatch) => Error::Unverified(mismatch.into()),
+        Refused::Suspended => Error::TenantSuspended,
     }
 }
 

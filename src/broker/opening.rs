@@ -70,8 +70,20 @@ impl Call<'_> {
         request: Request<'_>,
         header: &EncryptionContext,
     ) -> Result<Permit, Error> {
-        self.authorize_open(request, header)
-            .map_err(|refused| refusal(refused, request.action))
+        let permit = self
+            .authorize_open(request, header)
+            .map_err(|refused| refusal(refused, request.action))?;
+        self.check_freshness(&permit)?;
+        Ok(permit)
+    }
+
+    /// Whether what is known of the permitted key's tenant counts. Of the caller's own it was asked
+    /// when the call began.
+    pub(super) fn check_freshness(&self, permit: &Permit) -> Result<(), Error> {
+        match permit.key().tenant().max_staleness() {
+            Some(limit) => self.broker.check_freshness(Some(limit)),
+            None => Ok(()),
+        }
     }
 
     /// What it means that the message is none.
@@ -90,7 +102,7 @@ impl Call<'_> {
     pub(super) fn denied(&self, request: Request<'_>) -> Option<Denied> {
         match self.authorize_open(request, &EncryptionContext::default()) {
             Err(Refused::Denied(denied)) => Some(denied),
-            Ok(_) | Err(Refused::Context(_) | Refused::Mismatch(_)) => None,
+            Ok(_) | Err(Refused::Context(_) | Refused::Mismatch(_) | Refused::Suspended) => None,
         }
     }
 

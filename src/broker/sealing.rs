@@ -31,9 +31,12 @@ impl Call<'_> {
         name: &KeyName,
         own: &Pairs,
     ) -> Result<Permit, Error> {
-        self.policy
+        let permit = self
+            .policy
             .authorize_seal(&self.caller, action, name, own)
-            .map_err(|refused| refusal(refused, action))
+            .map_err(|refused| refusal(refused, action))?;
+        self.check_freshness(&permit)?;
+        Ok(permit)
     }
 
     /// A data key for one message of `length` bytes, or for one of any length and nothing else;

@@ -86,6 +86,7 @@ impl Standing {
     pub fn check(&self, broker: &Broker, session: &Session) -> Result<(), Error> {
         let policy = broker.policy();
         let caller = session.caller(policy.rules()).ok_or(Error::Unmapped)?;
+        broker.admit(policy.directory(), &caller)?;
         let (action, name) = (self.permit.action(), self.permit.key().name());
         let permit = match action.direction() {
             Direction::Open => {
@@ -95,6 +96,7 @@ impl Standing {
             Direction::Seal => policy.authorize_seal(&caller, action, name, &self.own),
         };
         let permit = permit.map_err(|refused| refusal(refused, action))?;
+        broker.check_freshness(permit.key().tenant().max_staleness())?;
         let same = permit.key().generation() == self.permit.key().generation()
             && permit.context() == self.permit.context();
         match same && !self.is_cut() {

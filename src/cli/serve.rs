@@ -35,6 +35,7 @@ use crate::clock::System;
 use crate::config::Config;
 use crate::datakeys::DataKeys;
 use crate::directory::Directory;
+use crate::directory::staleness;
 use crate::grpc::Parts;
 use crate::grpc::Server;
 use crate::grpc::listener;
@@ -48,6 +49,7 @@ use crate::metrics::Metrics;
 use crate::policy::Policy;
 use crate::quota::Quotas;
 use crate::store;
+use crate::store::Freshness;
 use crate::telemetry::Telemetry;
 
 #[derive(clap::Args)]
@@ -127,13 +129,19 @@ impl Broking {
         let nobody = Arc::new(Directory::default());
         let policy = Policy::new(nobody, Arc::clone(&configured.rules))
             .map_err(|error| Failure::config(&error))?;
-        let broker = Arc::new(Broker::new(policy, quotas, data_keys));
+        // Its bounds are checked: what is none has no time at all.
+        let limit = staleness(config.store.max_staleness).unwrap_or_default();
+        let freshness = Arc::new(Freshness::new(Arc::clone(&clock), limit));
+        let broker = Broker::new(policy, quotas, data_keys).following(Arc::clone(&freshness));
+        let broker = Arc::new(broker);
         let store = stored::open(&config.store)?;
         let follower = Arc::new(Follower::new(
             path.to_owned(),
             store,
             Arc::clone(&broker),
+            freshness,
             metrics.clone(),
+            Arc::clone(&clock),
             configured,
         ));
         begin(&follower, &config.store).await?;

@@ -45,6 +45,7 @@ pub(super) fn failure(error: &Error) -> Failure {
     let exit = match error {
         Error::File { .. } => Exit::CannotCreate,
         Error::Engine(_) | Error::Slow => Exit::Unavailable,
+        Error::UnknownTenant(_) => Exit::Data,
         Error::Address(_)
         | Error::Damaged(_)
         | Error::ExposedFile { .. }

@@ -23,6 +23,7 @@ use super::key::KeyPolicy;
 use super::key::Limits;
 use super::key::Pairs;
 use super::key::Role;
+use super::key::Standing;
 use super::key::Statement;
 use super::key::Tenant;
 use crate::crypto::digest::sha256;
@@ -113,6 +114,12 @@ pub enum Fault {
     /// A fixed pair has a name that is ours.
     #[error("context name {0} is reserved")]
     Reserved(String),
+    /// What is known of the tenant would count for too short or too long a time.
+    #[error("max_staleness is {span:#}; it must be 5s to 24h")]
+    Staleness {
+        /// As written.
+        span: SignedDuration,
+    },
     /// The weight is out of bounds.
     #[error("weight is {weight}; it must be 1 to {}", Tenant::MAX_WEIGHT)]
     Weight {
@@ -261,10 +268,11 @@ impl<'a> Reader<'a> {
             weight,
             context,
             rate,
+            max_staleness,
             key,
         } = raw;
         let tenant = self
-            .tenant(&id, weight, context, rate)
+            .tenant(&id, weight, context, rate, max_staleness)
             .map_err(|fault| self.tenant_error(&id, fault))?;
         let tenant = Arc::new(tenant);
         let mut keys = BTreeMap::new();
@@ -290,6 +298,7 @@ impl<'a> Reader<'a> {
         weight: u32,
         context: BTreeMap<String, String>,
         rate: Option<u32>,
+        max_staleness: Option<SignedDuration>,
     ) -> Result<Tenant, Fault> {
         let id = id.get_ref().parse().map_err(Fault::Id)?;
         if let Some(name) = context.keys().find(|name| context::is_reserved(name)) {
@@ -303,6 +312,11 @@ impl<'a> Reader<'a> {
             id,
             weight,
             context: self.pairs(context),
+            standing: Standing::Active,
+            max_staleness: match max_staleness {
+                Some(span) => Some(staleness(span).ok_or(Fault::Staleness { span })?),
+                None => None,
+            },
             rate: match rate {
                 Some(rate) => Some(Rate::new(rate).ok_or(Fault::Rate(rate))?),
                 None => None,
@@ -512,6 +526,18 @@ fn limits(raw: raw::Limits) -> Result<Limits, Fault> {
     })
 }
 
+/// How long what is known of tenants may count without word of the store: `span`, if that is 5 s to
+/// 24 h.
+pub fn staleness(span: SignedDuration) -> Option<Duration> {
+    let span = Duration::try_from(span).ok()?;
+    (LEAST_STALENESS..=MOST_STALENESS)
+        .contains(&span)
+        .then_some(span)
+}
+
+/// A shorter one would end with every hiccup.
+const LEAST_STALENESS: Duration = Duration::from_secs(5);
+const MOST_STALENESS: Duration = Duration::from_hours(24);
 /// Below it nearly every message would ask KMS.
 const LEAST_AGE: Duration = Duration::from_secs(1);
 

@@ -16,9 +16,11 @@ use crate::quota::Rate;
 
 /// The isolation boundary: an id, the pairs that stand in each of its encryption contexts, and its
 /// weight beside others.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Tenant {
     pub(super) id: TenantId,
+    pub(super) standing: Standing,
+    pub(super) max_staleness: Option<Duration>,
     pub(super) weight: u32,
     pub(super) context: Pairs,
     pub(super) rate: Option<Rate>,
@@ -45,10 +47,31 @@ impl Tenant {
         self.context.iter()
     }
 
+    /// Whether it may do anything.
+    pub fn standing(&self) -> Standing {
+        self.standing
+    }
+
+    /// How long what is known of it counts without word of the store, if that is not as long as for
+    /// every tenant.
+    pub fn max_staleness(&self) -> Option<Duration> {
+        self.max_staleness
+    }
+
     /// What it may spend on requests, if that is not what every tenant may.
     pub fn rate(&self) -> Option<Rate> {
         self.rate
     }
+}
+
+/// Whether a tenant may do anything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Standing {
+    /// What key policies say.
+    #[default]
+    Active,
+    /// Nothing: its callers are refused, and nobody may use its keys.
+    Suspended,
 }
 
 /// A key of a tenant.
@@ -91,7 +114,14 @@ impl Key {
         self.owner
     }
 
-    /// Changes whenever the binding or the limits do, and never comes back to an older number:
+    /// Whether data keys of `other`, the same key at another time, may serve for this one.
+    pub(super) fn caches_as(&self, other: &Self) -> bool {
+        let standing = |key: &Self| key.tenant.standing;
+        self.kms == other.kms && self.limits == other.limits && standing(self) == standing(other)
+    }
+
+    /// Changes whenever the binding, the limits or the tenant's standing do, and never comes back to
+    /// an older number:
     /// what was cached under another generation is not for this key.
     pub fn generation(&self) -> u64 {
         self.generation

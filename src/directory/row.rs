@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::directory::Error;
 use crate::directory::Home;
+use crate::directory::Standing;
 use crate::directory::file::Shared;
 use crate::name::TenantId;
 
@@ -15,6 +16,8 @@ pub struct Row {
     pub id: String,
     /// What there is under it.
     pub content: Content,
+    /// Whether it may do anything.
+    pub standing: Standing,
 }
 
 /// What the store holds of a tenant.
@@ -57,6 +60,7 @@ impl Reader {
         &mut self,
         id: &TenantId,
         content: Content,
+        standing: Standing,
     ) -> Result<Option<Arc<Home>>, Unusable> {
         let document = match content {
             Content::Damaged => return Err(Unusable::Damaged),
@@ -66,7 +70,12 @@ impl Reader {
         let read = self.shared.homes(&document, Path::new("store"));
         let mut homes = read.map_err(|error| Unusable::Document(error.into()))?;
         match (homes.remove(id), homes.is_empty()) {
-            (Some(home), true) => Ok(Some(home)),
+            (Some(mut home), true) => {
+                if standing == Standing::Suspended {
+                    Arc::make_mut(&mut home).suspend();
+                }
+                Ok(Some(home))
+            }
             _ => Err(Unusable::Other),
         }
     }

@@ -567,6 +567,7 @@ fn rows(documents: &Documents) -> Vec<Row> {
     let row = |(id, document): (&TenantId, &String)| Row {
         id: id.to_string(),
         content: Content::Document(document.clone()),
+        standing: Standing::Active,
     };
     documents.iter().map(row).collect()
 }
@@ -584,7 +585,7 @@ fn what_a_file_says_of_each_tenant_says_the_same() {
     );
     for text in [
         FULL,
-        &file("rate = 700", &replicas),
+        &file("rate = 700\nmax_staleness = \"5s\"", &replicas),
         &file("", &kms("")),
         "",
     ] {
@@ -622,6 +623,7 @@ fn a_row_that_is_unusable_denies_its_tenant_alone() {
     let row = |id: &str, content| Row {
         id: id.to_owned(),
         content,
+        standing: Standing::Active,
     };
     let document = |text: &str| Content::Document(text.to_owned());
     let good = file("", &kms(""));
@@ -660,6 +662,7 @@ fn rows_change_what_they_are_about_alone() {
     let removed = Row {
         id: "empty".into(),
         content: Content::Removed,
+        standing: Standing::Active,
     };
     let (second, unusable) = first.with([removed]);
     assert!(unusable.is_empty());
@@ -667,4 +670,40 @@ fn rows_change_what_they_are_about_alone() {
     assert_eq!(second.generation(), first.generation() + 1);
     let key = |directory: &Directory| Arc::clone(directory.key(&name("keys/orders")).unwrap());
     assert!(Arc::ptr_eq(&key(&first), &key(&second)));
+}
+
+#[test]
+fn a_suspended_tenant_has_its_keys_and_none_of_its_data_keys() {
+    let rows = |standing| {
+        let mut rows = rows(&documents(FULL));
+        for row in &mut rows {
+            row.standing = standing;
+        }
+        rows
+    };
+    let look = |directory: &Directory| {
+        let key = directory.key(&name("keys/orders")).unwrap();
+        (key.tenant().standing(), key.generation())
+    };
+    let (first, _) = Directory::default().with(rows(Standing::Active));
+    let (second, _) = first.with(rows(Standing::Suspended));
+    let (third, _) = second.with(rows(Standing::Active));
+    let [first, second, third] = [first, second, third].map(|one| look(&one));
+    assert_eq!(
+        (first.0, second.0, third.0),
+        (Standing::Active, Standing::Suspended, Standing::Active)
+    );
+    assert!(first.1 < second.1 && second.1 < third.1);
+}
+
+#[test]
+fn staleness_holds_at_the_edge_and_one_beyond() {
+    let read = |span: &str| parse(&file(&format!("max_staleness = \"{span}\""), &kms("")));
+    for good in ["5s", "24h", "1m"] {
+        assert!(read(good).is_ok(), "{good}");
+    }
+    for bad in ["4999ms", "24h 1s", "-1m", "0s"] {
+        let error = read(bad).unwrap_err().to_string();
+        assert!(error.contains("max_staleness"), "{error}");
+    }
 }

@@ -59,6 +59,7 @@ fn code(error: &Error) -> Code {
         Error::AuditUnavailable(_)
         | Error::KmsThrottled { .. }
         | Error::KmsUnavailable(_)
+        | Error::StoreUnavailable
         | Error::Withdrawn => Code::Unavailable,
         Error::Bug(_) | Error::KmsAccessDenied(_) => Code::Internal,
         Error::Checksum(_)
@@ -73,7 +74,8 @@ fn code(error: &Error) -> Code {
         Error::KeyDisabled
         | Error::KeyPendingDeletion(_)
         | Error::TenantKmsConfigInvalid(_)
-        | Error::TenantKmsDenied(_) => Code::FailedPrecondition,
+        | Error::TenantKmsDenied(_)
+        | Error::TenantSuspended => Code::FailedPrecondition,
         Error::MethodUnknown => Code::Unimplemented,
         Error::Overloaded | Error::RateLimited(_) | Error::ResponseTooLarge { .. } => {
             Code::ResourceExhausted
@@ -155,6 +157,11 @@ fn sentence(error: &Error) -> String {
              when its bytes are there"
                 .into()
         }
+        Error::StoreUnavailable => {
+            "the broker has lost touch with its store for too long to go by what it knew: try \
+             again later"
+                .into()
+        }
         Error::TenantKmsConfigInvalid(_) => {
             "the tenant's KMS key does not exist or is of the wrong kind: correct the key's \
              configuration"
@@ -164,6 +171,9 @@ fn sentence(error: &Error) -> String {
             "the tenant's KMS key refuses the broker: allow the broker's role \
              kms:GenerateDataKey and kms:Decrypt in its key policy"
                 .into()
+        }
+        Error::TenantSuspended => {
+            "the tenant is suspended: ask those who run the broker to resume it".into()
         }
         Error::Unauthenticated(Unauthenticated::Expired) => {
             "the client certificate has expired: connect with a new one".into()
@@ -274,8 +284,10 @@ fn metadata(error: &Error) -> HashMap<String, String> {
         | Error::MethodUnknown
         | Error::Overloaded
         | Error::Stalled
+        | Error::StoreUnavailable
         | Error::TenantKmsConfigInvalid(_)
         | Error::TenantKmsDenied(_)
+        | Error::TenantSuspended
         | Error::Unauthenticated(_)
         | Error::Unmapped
         | Error::Unverified(_)
@@ -301,7 +313,7 @@ fn describe(error: &Error, request_id: &str, details: &mut ErrorDetails) {
         Error::RateLimited(exceeded) => {
             details.add_quota_failure_violation(exceeded.scope.label(), sentence(error));
         }
-        Error::KeyDisabled | Error::KeyPendingDeletion(_) => {
+        Error::KeyDisabled | Error::KeyPendingDeletion(_) | Error::TenantSuspended => {
             details.add_precondition_failure_violation(error.reason(), "", sentence(error));
         }
         Error::TenantKmsConfigInvalid(_) => {
@@ -326,6 +338,7 @@ fn describe(error: &Error, request_id: &str, details: &mut ErrorDetails) {
         | Error::Overloaded
         | Error::ResponseTooLarge { .. }
         | Error::Stalled
+        | Error::StoreUnavailable
         | Error::Unverified(_)
         | Error::Withdrawn => {}
     }
@@ -358,8 +371,10 @@ fn pause(error: &Error) -> Option<Duration> {
         | Error::PlaintextTooLarge { .. }
         | Error::ResponseTooLarge { .. }
         | Error::Stalled
+        | Error::StoreUnavailable
         | Error::TenantKmsConfigInvalid(_)
         | Error::TenantKmsDenied(_)
+        | Error::TenantSuspended
         | Error::Unauthenticated(_)
         | Error::Unmapped
         | Error::Unverified(_)

@@ -32,6 +32,7 @@ pub(super) struct Values {
     pub(super) kms_degraded: AtomicU64,
     pub(super) store_degraded: AtomicU64,
     pub(super) tenants_refused: AtomicU64,
+    pub(super) store_age: AtomicU64,
     pub(super) lock_degraded: AtomicU64,
     pub(super) swap_bytes: AtomicU64,
     pub(super) secrets_unlocked: AtomicU64,

@@ -3,8 +3,10 @@
 use std::path::Path;
 use std::path::PathBuf;
 
+use jiff::SignedDuration;
 use serde::Deserialize;
 
+use crate::directory::staleness;
 use crate::strict::OutOfBounds;
 
 /// Where tenants and all else that outlives the process is kept: in a file of SQLite's, unless an
@@ -25,6 +27,9 @@ pub struct Config {
     pub tls: Tls,
     /// Most connections to PostgreSQL.
     pub connections: usize,
+    /// How long what is known of tenants counts without word of the store: 5 s to 24 h. A tenant may
+    /// have a shorter time.
+    pub max_staleness: SignedDuration,
 }
 
 /// How PostgreSQL's server is known.
@@ -47,6 +52,7 @@ impl Default for Config {
             ca: None,
             tls: Tls::default(),
             connections: 8,
+            max_staleness: SignedDuration::from_mins(15),
         }
     }
 }
@@ -72,13 +78,21 @@ impl Config {
     /// # Errors
     /// [`OutOfBounds`].
     pub fn check(&self) -> Result<(), OutOfBounds> {
-        match (2..=64).contains(&self.connections) {
-            true => Ok(()),
-            false => Err(OutOfBounds {
+        if !(2..=64).contains(&self.connections) {
+            return Err(OutOfBounds {
                 name: "store.connections",
                 value: self.connections.to_string(),
                 least: "2",
                 most: "64",
+            });
+        }
+        match staleness(self.max_staleness) {
+            Some(_) => Ok(()),
+            None => Err(OutOfBounds {
+                name: "store.max_staleness",
+                value: format!("{:#}", self.max_staleness),
+                least: "5s",
+                most: "24h",
             }),
         }
     }

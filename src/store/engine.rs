@@ -39,6 +39,7 @@ pub(super) enum Connection {
 /// A value in a statement.
 #[derive(Clone, Copy)]
 pub(super) enum Value<'a> {
+    Flag(bool),
     Number(u64),
     Text(&'a str),
 }
@@ -49,6 +50,7 @@ macro_rules! bind {
         let mut query = $query;
         for value in $values {
             query = match *value {
+                Value::Flag(flag) => query.bind(flag),
                 // Numbers of changes stay far below.
                 Value::Number(number) => query.bind(i64::try_from(number).unwrap_or(i64::MAX)),
                 Value::Text(text) => query.bind(text),
@@ -181,6 +183,14 @@ pub(super) enum Row {
 }
 
 impl Row {
+    /// Whether `column` is true.
+    pub(super) fn flag(&self, column: usize) -> Result<bool, Error> {
+        Ok(match self {
+            Self::Postgres(row) => row.try_get(column)?,
+            Self::Sqlite(row) => row.try_get(column)?,
+        })
+    }
+
     /// The number in `column`.
     pub(super) fn number(&self, column: usize) -> Result<u64, Error> {
         let number: i64 = match self {

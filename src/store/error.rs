@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::name::TenantId;
+
 /// Why the store did not do what it was asked for. A change that fails has not happened, unless it
 /// failed in its last step, where nobody can know.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +63,9 @@ pub enum Error {
     /// It took too long, and was given up.
     #[error("the store did not answer in time")]
     Slow,
+    /// There is no such tenant.
+    #[error("the store has no tenant {0}")]
+    UnknownTenant(TenantId),
 }
 
 impl Error {
@@ -74,7 +79,8 @@ impl Error {
             | Self::ExposedFolder { .. }
             | Self::File { .. }
             | Self::Newer { .. }
-            | Self::Old { .. } => false,
+            | Self::Old { .. }
+            | Self::UnknownTenant(_) => false,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use crate::directory::Content;
 use crate::directory::Documents;
 use crate::directory::Row;
+use crate::directory::Standing;
 use crate::name::TenantId;
 use crate::store::Error;
 use crate::store::Store;
@@ -93,6 +94,36 @@ impl Store {
         Ok(applied)
     }
 
+    /// Suspends the tenant `id` or lets it go on, and says which change that was; none if it stood so
+    /// before. A tenant that is removed and comes back stands as it did.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTenant`] for a tenant that never was, and the others.
+    pub async fn stand(&self, id: &TenantId, standing: Standing) -> Result<Option<u64>, Error> {
+        within(async {
+            let (mut lease, number) = self.writer().await?;
+            let suspended = match standing {
+                Standing::Active => false,
+                Standing::Suspended => true,
+            };
+            let id_value = Value::Text(id.as_str());
+            let values = [id_value, Value::Flag(suspended), Value::Number(number)];
+            if lease.run(STAND, &values).await? > 0 {
+                self.commit(lease, number).await?;
+                return Ok(Some(number));
+            }
+            let known = lease
+                .row("SELECT id FROM tenants WHERE id = $1", &[id_value])
+                .await?;
+            // The number goes back.
+            lease.run("ROLLBACK", &[]).await?;
+            lease.give_back();
+            known.ok_or_else(|| Error::UnknownTenant(id.clone()))?;
+            Ok(None)
+        })
+        .await
+    }
+
     /// What has changed since the change `known`, or all that there is; none if nothing has.
     ///
     /// # Errors
@@ -158,7 +189,7 @@ async fn difference(
     let mut missing: BTreeSet<&TenantId> = documents.keys().collect();
     connection
         .each(ALL, &[], |row| {
-            let Row { id, content } = tenant(&row);
+            let Row { id, content, .. } = tenant(&row);
             // A row under no tenant's id has never counted.
             let Ok(id) = id.parse::<TenantId>() else {
                 return Ok(());
@@ -183,21 +214,28 @@ async fn difference(
     Ok(applied)
 }
 
-/// A row of the columns `id` and `document`.
+/// A row of the columns `id`, `document` and `suspended`.
 fn tenant(row: &engine::Row) -> Row {
-    let content = match row.text(1) {
-        Ok(Some(document)) => Content::Document(document),
-        Ok(None) => Content::Removed,
-        Err(_) => Content::Damaged,
+    let (content, standing) = match (row.text(1), row.flag(2)) {
+        (Ok(Some(document)), Ok(false)) => (Content::Document(document), Standing::Active),
+        (Ok(Some(document)), Ok(true)) => (Content::Document(document), Standing::Suspended),
+        (Ok(None), Ok(_)) => (Content::Removed, Standing::Active),
+        (Err(_), _) | (_, Err(_)) => (Content::Damaged, Standing::Suspended),
     };
     // An id that is no text names no tenant.
     let id = row.text(0).ok().flatten().unwrap_or_default();
-    Row { id, content }
+    Row {
+        id,
+        content,
+        standing,
+    }
 }
 
-const ALL: &str = "SELECT id, document FROM tenants";
-const CHANGED: &str = "SELECT id, document FROM tenants WHERE changed > $1";
+const ALL: &str = "SELECT id, document, suspended FROM tenants";
+const CHANGED: &str = "SELECT id, document, suspended FROM tenants WHERE changed > $1";
 const PUT: &str = "
     INSERT INTO tenants (id, document, changed) VALUES ($1, $2, $3)
     ON CONFLICT (id) DO UPDATE SET document = excluded.document, changed = excluded.changed";
+const STAND: &str = "
+    UPDATE tenants SET suspended = $2, changed = $3 WHERE id = $1 AND suspended <> $2";
 const REMOVE: &str = "UPDATE tenants SET document = NULL, changed = $2 WHERE id = $1";

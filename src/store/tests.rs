@@ -7,6 +7,7 @@ use super::*;
 use crate::directory::Content;
 use crate::directory::Documents;
 use crate::directory::Row;
+use crate::directory::Standing;
 
 /// A store in a file of `folder`.
 fn open(folder: &TempDir) -> Store {
@@ -29,6 +30,7 @@ fn row(id: &str, document: &str) -> Row {
     Row {
         id: id.to_owned(),
         content: Content::Document(document.to_owned()),
+        standing: Standing::Active,
     }
 }
 
@@ -103,6 +105,7 @@ async fn only_what_changed_is_news() {
     let removed = Row {
         id: "initech".into(),
         content: Content::Removed,
+        standing: Standing::Active,
     };
     assert_eq!(news.tenants, [removed]);
     // It can come back.
@@ -247,4 +250,57 @@ fn a_file_or_folder_that_others_can_change_is_refused() {
     ));
     chmod(folder.path(), 0o1777);
     assert!(refusal().is_none());
+}
+
+#[tokio::test]
+async fn a_tenant_stays_suspended_whatever_files_say() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder);
+    let acme = "acme".parse().unwrap();
+    let unknown = store.stand(&acme, Standing::Suspended).await;
+    assert!(
+        matches!(unknown, Err(Error::UnknownTenant(_))),
+        "{unknown:?}"
+    );
+    let file = documents([("acme", "a")]);
+    store.apply(&file, Absent::Keep).await.unwrap();
+    assert_eq!(store.stand(&acme, Standing::Active).await.unwrap(), None);
+    assert_eq!(
+        store.stand(&acme, Standing::Suspended).await.unwrap(),
+        Some(2)
+    );
+    assert_eq!(store.stand(&acme, Standing::Suspended).await.unwrap(), None);
+    let suspended = async |known| {
+        let news = store.news(Some(known)).await.unwrap().unwrap();
+        news.tenants
+            .iter()
+            .all(|row| row.standing == Standing::Suspended)
+    };
+    assert!(suspended(1).await);
+    store.apply(&documents([]), Absent::Remove).await.unwrap();
+    store
+        .apply(&documents([("acme", "b")]), Absent::Keep)
+        .await
+        .unwrap();
+    assert!(suspended(3).await);
+    assert_eq!(store.stand(&acme, Standing::Active).await.unwrap(), Some(5));
+    assert!(!suspended(4).await);
+}
+
+#[tokio::test]
+async fn tables_of_an_older_version_become_those_of_this_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder);
+    store
+        .apply(&documents([("acme", "a")]), Absent::Keep)
+        .await
+        .unwrap();
+    drop(store);
+    meddle(
+        &folder,
+        "ALTER TABLE tenants DROP COLUMN suspended; UPDATE schema_version SET version = 1",
+    )
+    .await;
+    let news = open(&folder).news(None).await.unwrap().unwrap();
+    assert_eq!(news.tenants, [row("acme", "a")]);
 }

@@ -52,7 +52,10 @@ use keybroker::clock;
 use keybroker::clock::Clock;
 use keybroker::datakeys;
 use keybroker::datakeys::DataKeys;
+use keybroker::directory::Content;
 use keybroker::directory::Directory;
+use keybroker::directory::Row;
+use keybroker::directory::Standing;
 use keybroker::grpc::Handle;
 use keybroker::grpc::Limits;
 use keybroker::grpc::Parts;
@@ -70,6 +73,7 @@ use keybroker::metrics::Metrics;
 use keybroker::policy::Policy;
 use keybroker::quota;
 use keybroker::quota::Quotas;
+use keybroker::store::Freshness;
 use keybroker::telemetry::Telemetry;
 use keybroker::trace::Tracer;
 use tempfile::TempDir;
@@ -209,6 +213,8 @@ pub struct Setup {
     pub guard: Option<aws::Config>,
     /// The data-key cache.
     pub cache: datakeys::Config,
+    /// How fresh what the broker knows of tenants is; always fresh otherwise.
+    pub freshness: Option<Arc<Freshness>>,
     folder: TempDir,
     bundles: Vec<identity::rules::BundleConfig>,
 }
@@ -234,6 +240,7 @@ impl Setup {
             kms: None,
             guard: None,
             cache: datakeys::Config::default(),
+            freshness: None,
             folder: tempfile::tempdir().unwrap(),
             bundles: Vec::new(),
         }
@@ -331,7 +338,10 @@ impl Broker {
         }
         let data_keys = DataKeys::new(kms, Arc::clone(&setup.clock), metrics.clone(), &setup.cache);
         let quotas = Quotas::new(&setup.quota, metrics.clone(), Arc::clone(&setup.clock));
-        let broker = keybroker::broker::Broker::new(policy, quotas, data_keys);
+        let mut broker = keybroker::broker::Broker::new(policy, quotas, data_keys);
+        if let Some(freshness) = setup.freshness {
+            broker = broker.following(freshness);
+        }
         let broker = Arc::new(broker);
 
         let trail = Trail::default();
@@ -447,6 +457,28 @@ impl Broker {
         let directory = Directory::parse(tenants, Path::new("tenants.toml"))
             .unwrap()
             .succeed(current.directory());
+        let policy = Policy::new(Arc::new(directory), Arc::clone(current.rules())).unwrap();
+        self.broker.reload(policy);
+    }
+
+    /// Has the tenants of a file in force, and of them `tenant` in this standing.
+    pub fn stand(&self, tenants: &str, tenant: &str, standing: Standing) {
+        let file = self.folder.path().join("tenants.toml");
+        fs::write(&file, tenants).unwrap();
+        let (_, documents) = Directory::load_with_documents(&file).unwrap();
+        let rows = documents.into_iter().map(|(id, document)| Row {
+            standing: if id.as_str() == tenant {
+                standing
+            } else {
+                Standing::Active
+            },
+            id: id.to_string(),
+            content: Content::Document(document),
+        });
+        let (directory, unusable) = Directory::default().with(rows);
+        assert!(unusable.is_empty(), "{unusable:?}");
+        let current = self.broker.policy();
+        let directory = directory.succeed(current.directory());
         let policy = Policy::new(Arc::new(directory), Arc::clone(current.rules())).unwrap();
         self.broker.reload(policy);
     }

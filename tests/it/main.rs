@@ -48,6 +48,7 @@ mod reuse;
 mod round_trips;
 mod secrecy;
 mod sizes;
+mod standing;
 mod streams;
 mod transport;
 mod upstream;

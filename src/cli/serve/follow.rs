@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use crate::broker::Broker;
 use crate::cli::chain;
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::directory::Documents;
@@ -22,6 +23,7 @@ use crate::metrics::Metrics;
 use crate::policy::Policy;
 use crate::store::Absent;
 use crate::store::Error;
+use crate::store::Freshness;
 use crate::store::News;
 use crate::store::Store;
 
@@ -32,6 +34,8 @@ pub(super) struct Follower {
     store: Store,
     broker: Arc<Broker>,
     metrics: Metrics,
+    clock: Arc<dyn Clock>,
+    freshness: Arc<Freshness>,
     ground: Mutex<Ground>,
 }
 
@@ -54,11 +58,14 @@ pub(super) struct Configured {
 }
 
 impl Follower {
+    /// A follower of `store` for `broker`, whose `freshness` it keeps.
     pub(super) fn new(
         path: PathBuf,
         store: Store,
         broker: Arc<Broker>,
+        freshness: Arc<Freshness>,
         metrics: Metrics,
+        clock: Arc<dyn Clock>,
         configured: Configured,
     ) -> Self {
         let ground = Ground {
@@ -71,6 +78,8 @@ impl Follower {
             store,
             broker,
             metrics,
+            clock,
+            freshness,
             ground: Mutex::new(ground),
         }
     }
@@ -120,11 +129,13 @@ impl Follower {
             };
             let error = caught_up.err();
             self.metrics.degraded(Dependency::Store, error.is_some());
+            self.metrics.store_age(self.freshness.age());
             match &error {
                 None if lost => tracing::info!("the store is back"),
                 Some(error) if !lost => tracing::error!(
                     error = chain(error),
-                    "the store is out of reach: tenants stay as they were last known"
+                    "the store is out of reach: tenants stay as they were last known, to \
+                     store.max_staleness"
                 ),
                 None | Some(_) => {}
             }
@@ -146,6 +157,7 @@ impl Follower {
                 );
             }
         }
+        let asked = self.clock.now();
         if let Some(news) = self.store.news(ground.known).await? {
             let number = news.number;
             if !self.take_up(ground, news).await {
@@ -153,6 +165,7 @@ impl Follower {
             }
             ground.known = Some(number);
         }
+        self.freshness.heard(asked);
         Ok(())
     }
 

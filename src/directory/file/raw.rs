@@ -38,6 +38,8 @@ pub(super) struct Tenant {
     pub(super) context: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) rate: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) max_staleness: Option<SignedDuration>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) key: Vec<Key>,
 }

@@ -175,6 +175,34 @@ async fn a_database_that_goes_away_is_missed_by_nobody_and_not_stormed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_suspension_reaches_all_who_are_in_touch_and_the_others_end_by_themselves() {
+    let postgres = Postgres::start();
+    let proxy = Proxy::start(postgres.address()).await;
+    let one = Replica::of(&postgres, postgres.address()).serve();
+    let other = Replica::of(&postgres, proxy.address());
+    let store = "[store]\nmax_staleness = \"5s\"";
+    other.site.edit("keybroker.toml", "[store]", store);
+    let other = other.serve();
+    apply(&one.site, ORDERS);
+    one.becomes("tenants/acme/keys/orders").await;
+    other.becomes("tenants/acme/keys/orders").await;
+
+    proxy.refuse(true);
+    proxy.silence_all();
+    one.site.good(&["tenant", "suspend", "acme"]);
+    one.refuses("suspended").await;
+    assert!(other.keys().contains("tenants/acme/keys/orders"));
+    other.refuses("store").await;
+    assert_eq!(get(other.admin.unwrap(), "/readyz").await.status, 200);
+
+    proxy.refuse(false);
+    other.refuses("suspended").await;
+    other.site.good(&["tenant", "resume", "acme"]);
+    one.becomes("tenants/acme/keys/orders").await;
+    other.becomes("tenants/acme/keys/orders").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_does_not_prove_its_name_is_not_talked_to() {
     let postgres = Postgres::start();
     let stranger = Postgres::start();
@@ -284,6 +312,20 @@ impl Replica {
         let socket = self.site.path("broker.sock");
         command.env("KEYBROKER_ADDR", format!("unix:{}", socket.display()));
         command
+    }
+
+    /// Waits until it refuses the tests' own user, with `word`.
+    async fn refuses(&self, word: &str) {
+        let refused = async {
+            loop {
+                let output = self.listing("tenants/acme").output().unwrap();
+                if String::from_utf8_lossy(&output.stderr).contains(word) {
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        soon(refused).await;
     }
 
     /// Waits until it shows this key, or none.

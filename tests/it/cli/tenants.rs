@@ -94,6 +94,41 @@ fn with_a_tenants_file_the_file_decides() {
     assert_eq!(server.stop(), Some(0));
 }
 
+#[test]
+fn a_suspended_tenant_is_refused_until_it_is_resumed() {
+    let site = site();
+    apply(&site, &[]);
+    let server = serving(&site);
+    let sentence = bad(site.command(&["tenant", "suspend", "globex"]), b"", 65);
+    assert!(sentence.contains("no tenant globex"), "{sentence}");
+    let said = site.good(&["tenant", "suspend", "acme"]);
+    assert!(
+        said.starts_with("suspended tenant acme: change 2;"),
+        "{said}"
+    );
+    assert!(said.contains("15m"), "{said}");
+    let again = site.good(&["tenant", "suspend", "acme"]);
+    assert_eq!(again, "tenant acme was suspended already\n");
+    let refused = || {
+        let output = listing(&site).output().unwrap();
+        String::from_utf8(output.stderr)
+            .unwrap()
+            .contains("suspended")
+    };
+    assert!((0..1000).any(|_| refused()));
+    // Nothing that a file says lets it go on, and no restart.
+    site.edit("tenants.toml", "gold", "silver");
+    apply(&site, &[]);
+    server.crash();
+    let server = serving(&site);
+    assert!(refused());
+    let said = site.good(&["tenant", "resume", "acme"]);
+    assert!(said.starts_with("resumed tenant acme: change 4;"), "{said}");
+    assert!((0..1000).any(|_| !refused()));
+    assert!(keys(&site).contains("tenants/acme/keys/orders"));
+    assert_eq!(server.stop(), Some(0));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_corrupt_row_denies_its_tenant_and_the_process_lives() {
     let site = site();
@@ -268,12 +303,16 @@ fn applying(site: &Site, more: &[&str]) -> Command {
 
 /// The keys that the tests' own user sees.
 fn keys(site: &Site) -> String {
+    good(listing(site), b"")
+}
+
+fn listing(site: &Site) -> Command {
     let mut command = site.command(&["keys", "list"]);
     command.env(
         "KEYBROKER_ADDR",
         format!("unix:{}", site.path("broker.sock").display()),
     );
-    good(command, b"")
+    command
 }
 
 /// Waits until the server shows this key, or none.

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use keybroker::clock::Manual;
 use keybroker::datakeys::Scope;
+use keybroker::directory::Standing;
 use keybroker::grpc::pb;
 use keybroker::kms;
 use tokio::time::Instant;
@@ -44,6 +45,15 @@ async fn ends(sealing: &mut Encrypting, opening: &mut Decrypting) -> Refusal {
     let opened = Refusal::of(&opening.rest().await.ended.unwrap_err());
     assert_eq!(sealed, opened);
     sealed
+}
+
+#[tokio::test]
+async fn suspending_a_tenant_ends_its_streams() {
+    let broker = Broker::start().await;
+    let (mut sealing, mut opening) = both(&broker).await;
+    broker.stand(TENANTS, "acme", Standing::Suspended);
+    let refusal = ends(&mut sealing, &mut opening).await;
+    assert_eq!(refusal.reason, "TENANT_SUSPENDED");
 }
 
 #[tokio::test]
