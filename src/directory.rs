@@ -81,7 +81,15 @@ impl Directory {
     /// # Errors
     /// [`Error`], as [`Directory::parse`].
     pub fn load_with_documents(path: &Path) -> Result<(Self, Documents), Error> {
-        let (homes, documents) = file::parse_with_documents(&read(path)?, path)?;
+        Self::parse_with_documents(&read(path)?, path)
+    }
+
+    /// [`Directory::load_with_documents`] of `text`; `path` is for errors alone.
+    ///
+    /// # Errors
+    /// [`Error`], as [`Directory::parse`].
+    pub fn parse_with_documents(text: &str, path: &Path) -> Result<(Self, Documents), Error> {
+        let (homes, documents) = file::parse_with_documents(text, path)?;
         Ok((Self::first(homes), documents))
     }
 
@@ -210,6 +218,11 @@ impl Directory {
     /// All tenants, in no order.
     pub fn tenants(&self) -> impl ExactSizeIterator<Item = &Arc<Tenant>> {
         self.homes.values().map(|home| &home.tenant)
+    }
+
+    /// Whether it was read from somewhere: else it stands for tenants that nobody has told of yet.
+    pub fn is_known(&self) -> bool {
+        self.generation > 0
     }
 
     /// How many directories there have been in this line, this one included.

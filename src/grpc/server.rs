@@ -207,7 +207,7 @@ impl Handle {
         if self.stopping.load(Ordering::Relaxed) {
             return Some("stopping");
         }
-        if self.broker.policy().directory().generation() == 0 {
+        if !self.broker.policy().directory().is_known() {
             return Some("store");
         }
         (!self.certified(self.clock.wall())).then_some("certificate_expired")

@@ -1,6 +1,7 @@
 //! A connection to either engine: the same statements, with `$1` for values, and rows that are
 //! trusted no more than what comes from outside.
 
+use futures_util::Stream;
 use futures_util::TryStreamExt as _;
 use sqlx::ConnectOptions as _;
 use sqlx::Executor as _;
@@ -14,6 +15,7 @@ use sqlx::sqlite::SqliteRow;
 
 use crate::store::Error;
 use crate::store::sqlite;
+use crate::store::within;
 
 /// What connections are made to.
 pub(super) enum Engine {
@@ -88,7 +90,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Has `take` look at each row that `statement` yields.
+    /// Has `take` look at each row that `statement` yields. Bounded row by row: how many there are
+    /// is up to the table.
     pub(super) async fn each(
         &mut self,
         statement: &'static str,
@@ -98,13 +101,13 @@ impl Connection {
         match self {
             Self::Postgres(one) => {
                 let mut rows = bind!(sqlx::query(statement), values).fetch(one);
-                while let Some(row) = rows.try_next().await? {
+                while let Some(row) = within(next(&mut rows)).await? {
                     take(Row::Postgres(row))?;
                 }
             }
             Self::Sqlite(one) => {
                 let mut rows = bind!(sqlx::query(statement), values).fetch(one);
-                while let Some(row) = rows.try_next().await? {
+                while let Some(row) = within(next(&mut rows)).await? {
                     take(Row::Sqlite(row))?;
                 }
             }
@@ -207,6 +210,13 @@ impl Row {
             Self::Sqlite(row) => row.try_get(column)?,
         })
     }
+}
+
+/// The next row.
+async fn next<R>(
+    rows: &mut (impl Stream<Item = Result<R, sqlx::Error>> + Unpin),
+) -> Result<Option<R>, Error> {
+    Ok(rows.try_next().await?)
 }
 
 /// Any number that nobody else in the database locks.

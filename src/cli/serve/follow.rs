@@ -93,21 +93,25 @@ impl Follower {
         self.catch_up(&mut ground).await
     }
 
-    /// Puts other files in force, or leaves all as it is.
-    ///
-    /// # Errors
-    /// [`Error`].
-    pub(super) async fn reload(&self, configured: Configured) -> Result<(), Error> {
+    /// Puts other files in force. Tenants that the store does not take or give now follow when it
+    /// does: certificates and identity rules don't wait for a database.
+    pub(super) async fn reload(&self, configured: Configured) {
         let mut ground = self.ground.lock().await;
-        let mut next = Ground {
-            configured,
-            // What did not fit may fit now.
-            known: None,
-            refused: BTreeSet::new(),
+        ground.configured = configured;
+        // What did not fit may fit now.
+        ground.known = None;
+        let Err(error) = self.catch_up(&mut ground).await else {
+            return;
         };
-        self.catch_up(&mut next).await?;
-        *ground = next;
-        Ok(())
+        tracing::error!(error = chain(&error), "{LOST}");
+        if ground.known.is_none() {
+            let nothing = News {
+                number: 0,
+                whole: false,
+                tenants: Vec::new(),
+            };
+            self.take_up(&mut ground, nothing).await;
+        }
     }
 
     /// Follows until it is dropped.
@@ -132,11 +136,7 @@ impl Follower {
             self.metrics.store_age(self.freshness.age());
             match &error {
                 None if lost => tracing::info!("the store is back"),
-                Some(error) if !lost => tracing::error!(
-                    error = chain(error),
-                    "the store is out of reach: tenants stay as they were last known, to \
-                     store.max_staleness"
-                ),
+                Some(error) if !lost => tracing::error!(error = chain(error), "{LOST}"),
                 None | Some(_) => {}
             }
             lost = error.is_some();
@@ -144,19 +144,31 @@ impl Follower {
     }
 
     async fn catch_up(&self, ground: &mut Ground) -> Result<(), Error> {
-        if let Some(documents) = &ground.configured.documents {
-            let applied = self.store.apply(documents, Absent::Remove).await?;
-            ground.configured.documents = None;
-            if let Some(change) = applied.change {
-                tracing::info!(
-                    change,
-                    added = applied.added.len(),
-                    changed = applied.changed.len(),
-                    removed = applied.removed.len(),
-                    "the store has taken up the tenants file"
-                );
-            }
+        let brought = self.bring_in(ground).await;
+        // A store that takes nothing, of which the disk is full, may still tell.
+        self.follow(ground).await?;
+        brought
+    }
+
+    async fn bring_in(&self, ground: &mut Ground) -> Result<(), Error> {
+        let Some(documents) = &ground.configured.documents else {
+            return Ok(());
+        };
+        let applied = self.store.apply(documents, Absent::Remove).await?;
+        ground.configured.documents = None;
+        if let Some(change) = applied.change {
+            tracing::info!(
+                change,
+                added = applied.added.len(),
+                changed = applied.changed.len(),
+                removed = applied.removed.len(),
+                "the store has taken up the tenants file"
+            );
         }
+        Ok(())
+    }
+
+    async fn follow(&self, ground: &mut Ground) -> Result<(), Error> {
         let asked = self.clock.now();
         if let Some(news) = self.store.news(ground.known).await? {
             let number = news.number;
@@ -223,5 +235,7 @@ impl Follower {
     }
 }
 
+const LOST: &str = "the store is out of reach, or takes no changes: tenants stay as they were last \
+                    known, for store.max_staleness if it does not answer";
 /// Finds changes that nobody told of.
 const POLL: Duration = Duration::from_millis(500);

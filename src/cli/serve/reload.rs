@@ -125,8 +125,7 @@ impl Reloader {
             rules: Arc::new(state.rules),
             documents: state.tenants.map(|tenants| tenants.documents),
         };
-        let renewed = self.follower.reload(configured).await;
-        renewed.map_err(|error| Kept::of(&error))?;
+        self.follower.reload(configured).await;
         if let Some(material) = state.material {
             self.server.reload(material);
         }

@@ -55,6 +55,13 @@ impl Keeper {
     }
 
     async fn keep(mut self, mut end: oneshot::Receiver<()>) {
+        // What the file holds is of nobody as long as no tenants are known.
+        while !self.broker.policy().directory().is_known() {
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                _ = &mut end => return,
+            }
+        }
         let recent = tokio::select! {
             recent = self.read() => recent,
             _ = &mut end => return,
@@ -167,6 +174,8 @@ async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
     outcome.await.ok()
 }
 
+/// Between two looks for tenants.
+const LOOK: Duration = Duration::from_millis(200);
 /// Between two writes.
 const PERIOD: Duration = Duration::from_secs(60);
 /// The end waits for the disk so long.
