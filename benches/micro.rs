@@ -2,6 +2,8 @@
 //! both: one core, no network.
 #![allow(missing_docs, clippy::unwrap_used, unreachable_pub)]
 
+#[path = "audit/record.rs"]
+mod record;
 #[path = "load/stage.rs"]
 mod stage;
 
@@ -22,7 +24,6 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use keybroker::audit;
 use keybroker::audit::Audit;
-use keybroker::audit::Record;
 use keybroker::audit::Sink;
 use keybroker::audit::Stamp;
 use keybroker::broker::Binding;
@@ -31,6 +32,7 @@ use keybroker::clock::Clock as _;
 use keybroker::clock::System;
 use keybroker::config::Config;
 use keybroker::crypto::Secret;
+use keybroker::crypto::digest::sha256_of;
 use keybroker::datakeys;
 use keybroker::datakeys::DataKeys;
 use keybroker::datakeys::Patience;
@@ -59,6 +61,7 @@ use keybroker::trace::Tracer;
 use opentelemetry::global::BoxedTracer;
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_sdk::trace::SdkTracerProvider;
+use record::record;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use stage::Stage;
@@ -236,9 +239,8 @@ fn unlimited() -> Quotas {
 fn audit(criterion: &mut Criterion) {
     let note = record();
     let stamp = Stamp {
-        instance: "01923c8e-7b1a-7000-8000-000000000000",
+        instance: uuid::Uuid::now_v7(),
         id: uuid::Uuid::now_v7(),
-        seq: 1_234_567,
         began: System.wall(),
         micros: 87,
     };
@@ -250,14 +252,23 @@ fn audit(criterion: &mut Criterion) {
             note().line(black_box(&stamp), &mut line);
         });
     });
+    // All but a little of what links a line to the one before.
+    group.throughput(Throughput::Bytes(line.len().try_into().unwrap()));
+    group.bench_function("hash", |bencher| {
+        bencher.iter(|| sha256_of([&[0x5a; 32], black_box(&line)]));
+    });
     let folder = tempfile::tempdir().unwrap();
     let file = audit::Config {
         file: Some(folder.path().join("audit.jsonl")),
+        ..audit::Config::default()
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     for (name, sink) in [
         ("hand over", Sink::to(io::sink())),
-        ("hand over to a file", Sink::open(&file).unwrap()),
+        (
+            "hand over to a file",
+            Sink::open(&file, Metrics::unread()).unwrap(),
+        ),
     ] {
         let trail = Audit::new(sink, Arc::new(System));
         for calls in [1, 16] {
@@ -281,53 +292,6 @@ fn audit(criterion: &mut Criterion) {
         }
     }
     group.finish();
-}
-
-/// Makes records of an Encrypt that hit the cache.
-fn record() -> impl Fn() -> Record {
-    let identity = audit::UserIdentity {
-        kind: "SPIFFE",
-        principal_id: "spiffe://prod.example/tenant/acme/sa/checkout".into(),
-        authenticator: "x509-svid",
-        session_context: Some(audit::Session {
-            cert_serial: "5f3c9d0a1be24c6f8a7d".into(),
-            not_after: System.wall(),
-        }),
-    };
-    let tls = audit::Tls {
-        tls_version: "TLSv1.3",
-        cipher_suite: "TLS_AES_256_GCM_SHA384",
-    };
-    let origin = audit::Origin::new(Some(&identity), "192.0.2.17", Some(tls));
-    let origin = Arc::new(origin);
-    let tenant = "acme".parse().unwrap();
-    let key = KeyName::parse("keys/orders", &tenant).unwrap();
-    let [event, agent, version, kms_key] = [
-        "Encrypt",
-        "grpc-rust/1.0 (checkout)",
-        "tenants/acme/keys/orders/versions/1",
-        "arn:aws:kms:us-west-2:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab",
-    ]
-    .map(Arc::<str>::from);
-    move || Record {
-        event_name: Some(Arc::clone(&event)),
-        origin: Some(Arc::clone(&origin)),
-        tenant: Some(tenant.clone()),
-        user_agent: Some(Arc::clone(&agent)),
-        request_id: Some("01923c8e-7b1a-7000-8000-000000000001".into()),
-        key: Some(key.clone()),
-        context_keys: ["table"].into_iter().collect(),
-        plaintext_bytes: Some(1024),
-        resources: vec![audit::Resource {
-            name: Arc::clone(&version),
-            arn: Arc::clone(&kms_key),
-            kind: "KMSKey",
-        }],
-        rule: Some("users"),
-        policy_generation: Some(1),
-        cache: Some(audit::Cache::Hit),
-        ..Record::default()
-    }
 }
 
 /// A whole call without gRPC and without its audit record's line.

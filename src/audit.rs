@@ -3,22 +3,30 @@
 //!
 //! AWS CloudTrail never sees a cache hit, so these records are the only witness of most uses of a
 //! key. They hold names, sizes and reasons; never content, and never the value of a context pair.
+//! Each hangs on the one before, and some are signed, so that others can prove that none was
+//! altered, moved or taken out: [`verify`].
 
+mod chain;
+mod config;
+mod file;
 mod id;
 mod json;
+mod key;
+mod link;
+mod out;
 mod output;
 mod queue;
 mod record;
+mod relay;
 mod sink;
 mod tally;
+pub mod verify;
 
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -27,7 +35,13 @@ use self::id::Ids;
 use self::queue::Ask;
 use crate::clock::Clock;
 
+pub use config::Config;
+pub use config::Mode;
 pub use json::Names;
+pub use key::KeyError;
+pub use link::Hash;
+pub use link::NoHash;
+pub use link::Place;
 pub use record::Cache;
 pub use record::Failure;
 pub use record::Origin;
@@ -39,7 +53,6 @@ pub use record::Stamp;
 pub use record::Stream;
 pub use record::Tls;
 pub use record::UserIdentity;
-pub use sink::Config;
 pub use sink::Error;
 pub use sink::Sink;
 pub use sink::Unavailable;
@@ -49,22 +62,22 @@ pub use tally::Tally;
 pub struct Audit {
     sink: Sink,
     clock: Arc<dyn Clock>,
-    instance: Arc<str>,
     ids: Ids,
-    seq: AtomicU64,
 }
 
 impl Audit {
-    /// An audit trail into `sink`, under a fresh instance id.
+    /// An audit trail into `sink`.
     pub fn new(sink: Sink, clock: Arc<dyn Clock>) -> Arc<Self> {
-        let instance = Uuid::now_v7().to_string().into();
         Arc::new(Self {
             sink,
             clock,
-            instance,
             ids: Ids::new(),
-            seq: AtomicU64::new(0),
         })
+    }
+
+    /// Has the audit file, if it was moved, opened anew before the next record.
+    pub fn reopen(&self) {
+        self.sink.reopen();
     }
 
     /// An id for what leaves no record.
@@ -142,9 +155,8 @@ impl Entry {
         let audit = &self.audit;
         let mut line = take_line();
         let stamp = Stamp {
-            instance: &audit.instance,
+            instance: audit.sink.instance(),
             id: self.id,
-            seq: audit.seq.fetch_add(1, Ordering::Relaxed),
             began: self.began,
             micros: audit.clock.wall().duration_since(self.began).as_micros(),
         };

@@ -5,7 +5,7 @@
 //! | 0 | done |
 //! | 1 | `healthcheck`: the broker does not serve |
 //! | 64 | the command line is wrong or lacks something |
-//! | 65 | plaintext, ciphertext, context or key name is refused |
+//! | 65 | plaintext, ciphertext, context or key name is refused; an audit trail is broken |
 //! | 66 | an input file is not there or not readable |
 //! | 69 | broker, KMS, key, keyring or store is not available now |
 //! | 70 | a fault of keybroker itself, or the broker's |
@@ -16,6 +16,7 @@
 //! | 78 | configuration, certificates, keyring or store are not usable |
 
 mod apply;
+mod audit;
 mod check;
 mod completions;
 mod connect;
@@ -73,6 +74,9 @@ struct Cli {
 enum Command {
     /// Brings tenants and keys from a file into the store.
     Apply(apply::Args),
+    /// Proves audit files whole, and shows what is in them.
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Checks a configuration, with the same code that `serve` starts with.
     CheckConfig(check::Args),
     /// Prints a completion script for a shell.
@@ -155,6 +159,7 @@ fn workers() -> usize {
 async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Apply(args) => apply::run(&args).await,
+        Command::Audit(command) => audit::run(&command),
         Command::CheckConfig(args) => check::run(&args).await,
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
         Command::Decrypt(args) => crypt::decrypt(args).await,
@@ -220,7 +225,7 @@ Exit codes:
    0  done
    1  healthcheck: the broker does not serve
   64  the command line is wrong or lacks something
-  65  plaintext, ciphertext, context or key name is refused
+  65  plaintext, ciphertext, context or key name is refused; an audit trail is broken
   66  an input file is not there or not readable
   69  broker, KMS, key, keyring or store is not available now
   70  a fault of keybroker itself, or the broker's

@@ -273,6 +273,10 @@ impl Config {
             path: owned(),
             source,
         })?;
+        config.audit.check().map_err(|source| Error::Limit {
+            path: owned(),
+            source,
+        })?;
         config.quota.check().map_err(|source| Error::Limit {
             path: owned(),
             source,
@@ -516,6 +520,7 @@ impl Config {
             anchor(&mut unix.path);
         }
         self.audit.file.as_mut().map(anchor);
+        self.audit.signing_key.as_mut().map(anchor);
         self.cache.warm_file.as_mut().map(anchor);
         self.kms.anchor(folder);
     }

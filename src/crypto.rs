@@ -8,6 +8,7 @@ pub mod kdf;
 pub mod plaintext;
 pub mod random;
 pub mod secret;
+pub mod signature;
 
 pub use plaintext::Plaintext;
 pub use secret::Secret;

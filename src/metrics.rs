@@ -28,6 +28,7 @@ pub use counts::TENANTS;
 pub use counts::TenantTally;
 pub use kms::KmsTally;
 pub use kms::REGIONS;
+pub use labels::Audited;
 pub use labels::Circuit;
 pub use labels::Dependency;
 pub use labels::KmsOperation;
@@ -111,6 +112,25 @@ impl Metrics {
     /// counted can still be read from here.
     pub fn unread() -> Self {
         Self::new(&NoopMeterProvider::new().meter("keybroker"))
+    }
+
+    /// Counts so many audit records.
+    pub fn audited(&self, audited: Audited, records: u64) {
+        self.0
+            .values
+            .audited
+            .of(audited)
+            .fetch_add(records, Relaxed);
+    }
+
+    /// Says that calls go on without an audit record, for readiness to name it.
+    pub fn audit_best_effort(&self) {
+        self.0.values.audit_best_effort.store(1, Relaxed);
+    }
+
+    /// Audit records so far.
+    pub fn audits(&self, audited: Audited) -> u64 {
+        self.0.values.audited.of(audited).load(Relaxed)
     }
 
     /// Counts a look-up in the data-key cache.
@@ -269,7 +289,8 @@ impl Metrics {
         Overview::of(self)
     }
 
-    /// What is degraded at present, for readiness: labels of dependencies, and `memory_lock`.
+    /// What is degraded at present, for readiness: labels of dependencies,
+    /// `audit_best_effort` and `memory_lock`.
     pub fn reasons(&self) -> Vec<&'static str> {
         let values = &self.0.values;
         let set = |gauge: &AtomicU64| gauge.load(Relaxed) != 0;
@@ -278,6 +299,9 @@ impl Metrics {
             .filter(|dependency| set(values.degraded(*dependency)))
             .map(Dependency::label)
             .collect();
+        if set(&values.audit_best_effort) {
+            reasons.push("audit_best_effort");
+        }
         if set(&values.lock_degraded) {
             reasons.push("memory_lock");
         }
@@ -300,6 +324,16 @@ const USES: [f64; 9] = [0.0, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6, 1e7];
 
 /// The instruments that read `values`. The meter keeps them.
 fn register(meter: &Meter, values: &Arc<Values>) {
+    meter
+        .u64_observable_counter("keybroker_audit_records")
+        .with_description("Audit records, by what became of them.")
+        .with_callback(reading(values, |values, instrument| {
+            for one in Audited::ALL {
+                let count = values.audited.of(one).load(Relaxed);
+                instrument.observe(count, &[KeyValue::new("outcome", one.label())]);
+            }
+        }))
+        .build();
     meter
         .u64_observable_counter("keybroker_key_cache_requests")
         .with_description("Look-ups of data keys in the cache, by how they were served.")
@@ -543,6 +577,9 @@ mod tests {
         metrics.degraded(Dependency::Kms, true);
         metrics.memory(true, 0, 0);
         assert_eq!(metrics.reasons(), ["kms", "memory_lock"]);
+        metrics.degraded(Dependency::Audit, true);
+        assert_eq!(metrics.reasons(), ["audit", "kms", "memory_lock"]);
+        metrics.degraded(Dependency::Audit, false);
         metrics.degraded(Dependency::Kms, false);
         assert_eq!(metrics.reasons(), ["memory_lock"]);
     }

@@ -209,6 +209,9 @@ mod tests {
         assert_eq!(
             names,
             [
+                r#"keybroker_audit_records_total{outcome="accepted"}"#,
+                r#"keybroker_audit_records_total{outcome="failed"}"#,
+                r#"keybroker_audit_records_total{outcome="missed"}"#,
                 "keybroker_config_last_reload_success_timestamp_seconds",
                 r#"keybroker_config_reloads_total{outcome="done"}"#,
                 r#"keybroker_config_reloads_total{outcome="failed"}"#,
@@ -224,6 +227,7 @@ mod tests {
                 r#"keybroker_data_key_retirements_total{reason="messages"}"#,
                 r#"keybroker_data_key_retirements_total{reason="purge"}"#,
                 r#"keybroker_data_key_retirements_total{reason="rotated"}"#,
+                r#"keybroker_degraded{dependency="audit"}"#,
                 r#"keybroker_degraded{dependency="kms"}"#,
                 r#"keybroker_degraded{dependency="store"}"#,
                 "keybroker_key_cache_bytes",

@@ -126,8 +126,9 @@ impl Trail {
     /// under way.
     pub fn drain(&mut self) {
         for line in BufReader::new(File::open(&self.path).unwrap()).lines() {
-            self.records += 1;
-            self.kms_calls += usize::from(line.unwrap().contains(r#""cache":"miss""#));
+            let line = line.unwrap();
+            self.records += usize::from(line.contains(r#""eventCategory":"Data""#));
+            self.kms_calls += usize::from(line.contains(r#""cache":"miss""#));
         }
         let file = File::options().write(true).open(&self.path).unwrap();
         file.set_len(0).unwrap();

@@ -235,13 +235,15 @@ impl Queue {
         self.watch.notify_one();
     }
 
-    /// The watch's: waits while there is nothing to watch. `false` when the queue is closed.
-    pub(super) fn rest(&self) -> bool {
+    /// The watch's: waits while there is nothing to watch, in the queue or by what `more` says, which
+    /// changes while a lot is written alone. `false` when the queue is closed.
+    pub(super) fn rest(&self, more: impl Fn() -> bool) -> bool {
         let mut state = lock(&self.state);
         while !state.closed {
             // Goes on for a tick after the last line, so that a steady trickle wakes it once.
             let stirred = mem::take(&mut state.stirred);
-            if stirred || state.lines > 0 || state.writing.is_some() || state.crowd.is_some() {
+            let waiting = state.lines > 0 || state.writing.is_some() || state.crowd.is_some();
+            if stirred || waiting || more() {
                 return true;
             }
             state.watch_rests = true;

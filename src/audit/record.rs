@@ -173,13 +173,11 @@ pub enum Cache {
 }
 
 /// What the trail adds to a record when it is closed.
-pub struct Stamp<'a> {
+pub struct Stamp {
     /// Which process it is.
-    pub instance: &'a str,
+    pub instance: Uuid,
     /// The record's own id.
     pub id: Uuid,
-    /// How many records the process has closed before.
-    pub seq: u64,
     /// When the call began.
     pub began: Timestamp,
     /// How long it took, in microseconds.
@@ -187,8 +185,9 @@ pub struct Stamp<'a> {
 }
 
 impl Record {
-    /// Adds the record to `line` as one line of JSON, the newline included.
-    pub fn line(&self, stamp: &Stamp<'_>, line: &mut Vec<u8>) {
+    /// Adds the record to `line` as one line of JSON, the newline included. What links it to others
+    /// comes when it is written.
+    pub fn line(&self, stamp: &Stamp, line: &mut Vec<u8>) {
         line.reserve(LINE);
         let origin = self.origin.as_deref();
         let event_name = self.event_name.as_deref().unwrap_or("_OTHER");
@@ -231,7 +230,6 @@ impl Record {
             failure.map(|failure| &*failure.cause),
         );
         put(line, r#","instance":"#, stamp.instance);
-        put(line, r#","seq":"#, stamp.seq);
         line.extend_from_slice(b"}\n");
     }
 

@@ -1,19 +1,28 @@
-//! Where records go: a file or standard output, written by whoever makes the records or by a thread
+//! Where records go: files and standard output, written by whoever makes the records or by a thread
 //! of its own, under the eyes of a second one, so that a sink that blocks never holds up the calls.
 
-use std::fs::OpenOptions;
 use std::io;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use serde::Deserialize;
+use uuid::Uuid;
 
+use crate::audit::chain::Chain;
+use crate::audit::config::Config;
+use crate::audit::config::Mode;
+use crate::audit::file::Named;
+use crate::audit::key::Key;
+use crate::audit::key::KeyError;
+use crate::audit::out::Stream;
+use crate::audit::output::Outlet;
 use crate::audit::output::Output;
 use crate::audit::output::Writers;
 use crate::audit::queue::Ask;
@@ -22,25 +31,26 @@ use crate::audit::queue::Full;
 use crate::audit::queue::Outcome;
 use crate::audit::queue::Queue;
 use crate::audit::queue::Waiting;
+use crate::audit::relay::Relay;
+use crate::clock::Clock;
 use crate::clock::System;
-
-/// Where records go.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// The file to append to, made with mode 0600 if absent; standard output when not set.
-    pub file: Option<PathBuf>,
-}
+use crate::metrics::Audited;
+use crate::metrics::Metrics;
 
 /// The sink could not be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot open the audit file {path}")]
-pub struct Error {
-    /// Which file.
-    pub path: PathBuf,
-    /// Why not.
-    #[source]
-    pub source: io::Error,
+pub enum Error {
+    /// The file.
+    #[error("cannot open the audit file {}", path.display())]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The key that signs records.
+    #[error(transparent)]
+    Key(#[from] KeyError),
 }
 
 /// The record was not accepted: the sink failed, or did not take it in time.
@@ -48,7 +58,7 @@ pub struct Error {
 #[error("no audit sink accepted the record")]
 pub struct Unavailable;
 
-/// A queue in front of an output. Records of concurrent calls leave in one write.
+/// A queue in front of an output. Records of concurrent calls are linked and leave in one write.
 ///
 /// A regular file is written by whoever flushes, on its own thread, if nobody else is writing: to
 /// wake a thread for it, and to be woken by it, takes longer than the write. All else, and a file
@@ -57,33 +67,100 @@ pub struct Unavailable;
 /// with it the calls whose task that thread runs, which no deadline helps meanwhile. Those of
 /// all others fail in time.
 pub struct Sink {
+    instance: Uuid,
     queue: Arc<Queue>,
     output: Arc<Output>,
+    mode: Mode,
+    metrics: Metrics,
+    /// Whether the file shall be opened anew.
+    reopen: Arc<AtomicBool>,
     /// Disconnected when the thread has ended.
     ended: Mutex<mpsc::Receiver<()>>,
 }
 
 impl Sink {
-    /// Opens the sink that `config` names.
+    /// Opens the sinks that `config` names, and has the first record written.
     ///
     /// # Errors
-    /// [`Error`] when the file cannot be opened for appending.
-    pub fn open(config: &Config) -> Result<Self, Error> {
-        match &config.file {
-            None => Ok(Self::to(io::stdout())),
-            Some(path) => append(path).map(Self::with).map_err(|source| Error {
-                path: path.clone(),
-                source,
-            }),
+    /// [`Error`] when the file cannot be opened for appending, or there is no key to sign with.
+    pub fn open(config: &Config, metrics: Metrics) -> Result<Self, Error> {
+        let instance = Uuid::now_v7();
+        let reopen = Arc::new(AtomicBool::new(false));
+        let mut previous = None;
+        let mut writers = Writers::Thread;
+        let mut signing_key = config.signing_key.clone();
+        let file = match &config.file {
+            None => None,
+            Some(path) => {
+                let failed = |source| Error::File {
+                    path: path.clone(),
+                    source,
+                };
+                let rotation = config.rotation();
+                let mut file = Named::open(path, rotation, Arc::clone(&reopen)).map_err(failed)?;
+                if file.is_regular().map_err(failed)? {
+                    previous = file.resume().map_err(failed)?;
+                    writers = Writers::Callers;
+                    signing_key.get_or_insert_with(|| path.with_extension("key"));
+                }
+                Some(file)
+            }
+        };
+        let key = match &signing_key {
+            Some(path) => Key::of_file(path)?,
+            None => Key::of_process()?,
+        };
+        tracing::info!(
+            key = key.public().id(),
+            origin = key.origin(),
+            "audit records are signed"
+        );
+        match config.mode {
+            Mode::BestEffort => metrics.audit_best_effort(),
+            Mode::Required => {}
         }
+        let outlet = match file {
+            Some(file) if config.stdout => {
+                writers = Writers::Thread;
+                let stdout = Relay::new("stdout", Stream(io::stdout()));
+                Outlet::Many(vec![Relay::new("file", file), stdout])
+            }
+            Some(file) => Outlet::one(file),
+            None => Outlet::one(Stream(io::stdout())),
+        };
+        let clock: Arc<dyn Clock> = Arc::new(System);
+        let chain = Chain::new(instance, key, previous, Arc::clone(&clock));
+        let output = Output::new(outlet, writers, chain, clock, metrics.clone());
+        let sink = Self::with(instance, output, config.mode, metrics, reopen);
+        // Whoever reads it sees from when on there would be records.
+        let _ = sink.queue.append(REMINDER, Ask::Now);
+        Ok(sink)
     }
 
-    /// A sink into `out`, which its own thread alone writes to.
+    /// A sink into `out`, which its own thread alone writes to, signed by a key of its own.
+    ///
+    /// # Panics
+    /// When the operating system gives no randomness.
     pub fn to(out: impl Write + Send + 'static) -> Self {
-        Self::with(Output::new(out, Writers::Thread, Arc::new(System)))
+        Self::into(Outlet::one(Stream(out)), Writers::Thread, Arc::new(System))
     }
 
-    fn with(output: Output) -> Self {
+    fn into(outlet: Outlet, writers: Writers, clock: Arc<dyn Clock>) -> Self {
+        let instance = Uuid::now_v7();
+        let key = Key::of_process().expect("a machine that runs has randomness");
+        let chain = Chain::new(instance, key, None, Arc::clone(&clock));
+        let metrics = Metrics::unread();
+        let output = Output::new(outlet, writers, chain, clock, metrics.clone());
+        Self::with(instance, output, Mode::Required, metrics, Arc::default())
+    }
+
+    fn with(
+        instance: Uuid,
+        output: Output,
+        mode: Mode,
+        metrics: Metrics,
+        reopen: Arc<AtomicBool>,
+    ) -> Self {
         let queue = Arc::new(Queue::new(BOUNDS));
         let output = Arc::new(output);
         let (alive, ended) = mpsc::channel();
@@ -91,26 +168,37 @@ impl Sink {
         start("audit", move || {
             let writer = Writer(&queued);
             writer.run(&written);
+            written.stop(PATIENCE / 4);
             drop(writer);
             drop(alive);
         });
-        let watched = Arc::clone(&queue);
-        start("audit-watch", move || {
-            while watched.rest() {
-                thread::sleep(TICK);
-                watched.tick();
-            }
-        });
+        let (queued, written) = (Arc::clone(&queue), Arc::clone(&output));
+        start("audit-watch", move || watch(&queued, &written));
         Self {
+            instance,
             queue,
             output,
+            mode,
+            metrics,
+            reopen,
             ended: Mutex::new(ended),
         }
     }
 
+    /// Whose records it takes.
+    pub(super) fn instance(&self) -> Uuid {
+        self.instance
+    }
+
+    /// Has the file, if it was moved, opened anew before the next record.
+    pub(super) fn reopen(&self) {
+        self.reopen.store(true, Ordering::Relaxed);
+    }
+
     /// Queues `line`, and returns what waits until it is written. With [`Ask::Now`] it is flushed.
     ///
-    /// The wait ends when the line's lot is as old as [`PATIENCE`] allows; before that, a line for
+    /// In the mode `best_effort` nothing is waited for, and what is lost is counted. Otherwise the
+    /// wait ends when the line's lot is as old as [`PATIENCE`] allows; before that, a line for
     /// which there is no place waits as long for one. A line stays queued then: a sink that comes
     /// back takes it, though its call was told that there is no record.
     pub(super) fn write<'s>(
@@ -123,8 +211,18 @@ impl Sink {
             Ask::Now => self.flush(),
             Ask::Later => {}
         }
-        let placed = placed.map_err(|full| (full, line.to_vec()));
+        let placed = match (placed, self.mode) {
+            (Err(_), Mode::BestEffort) => {
+                self.metrics.audited(Audited::Failed, 1);
+                None
+            }
+            (Ok(_), Mode::BestEffort) => None,
+            (placed, Mode::Required) => Some(placed.map_err(|full| (full, line.to_vec()))),
+        };
         async move {
+            let Some(placed) = placed else {
+                return Ok(());
+            };
             let waiting = match placed {
                 Ok(waiting) => waiting,
                 Err((full, line)) => self.place(&line, full).await?,
@@ -154,6 +252,7 @@ impl Sink {
     /// Queues `line` without waiting or writing: for calls that nobody waits for any more.
     pub(super) fn leave(&self, line: &[u8]) {
         if self.queue.append(line, Ask::Now).is_err() {
+            self.metrics.audited(Audited::Failed, 1);
             tracing::error!("the audit queue is full: the record of an abandoned call is lost");
         }
     }
@@ -193,21 +292,21 @@ fn start(name: &str, run: impl FnOnce() + Send + 'static) {
     drop(thread.expect("the process can start a thread at its start"));
 }
 
-/// Opens the file at `path`. Only a regular file is near: a write to anything else, which may stand
-/// at a path too, can wait for a reader.
-fn append(path: &PathBuf) -> io::Result<Output> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)?;
-    let writers = if file.metadata()?.is_file() {
-        Writers::Callers
-    } else {
-        Writers::Thread
-    };
-    Ok(Output::new(file, writers, Arc::new(System)))
+/// Fails what is late, and has records signed that have waited for long.
+fn watch(queue: &Queue, output: &Output) {
+    let mut waited = 0;
+    while queue.rest(|| output.unsigned()) {
+        thread::sleep(TICK);
+        queue.tick();
+        waited = match output.unsigned() {
+            true => waited + 1,
+            false => 0,
+        };
+        // Err: the queue is full, and the next tick comes soon.
+        if waited >= UNSIGNED_TICKS && queue.append(REMINDER, Ask::Now).is_ok() {
+            waited = 0;
+        }
+    }
 }
 
 /// The thread that writes. However it ends, nobody waits for it in vain.
@@ -235,246 +334,14 @@ const BOUNDS: Bounds = Bounds {
 };
 /// How often late lots are looked for.
 const TICK: Duration = Duration::from_millis(250);
+/// For so many ticks records may stay unsigned: 10 s.
+const UNSIGNED_TICKS: u32 = 40;
+/// The line that asks for a signed record.
+const REMINDER: &[u8] = b"\n";
 /// How long a lot has from its first record, at most: the eighth tick ends it.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Most lots that one flush writes; what others ask for after that is the thread's.
 const LOTS: usize = 4;
 
 #[cfg(test)]
-mod tests {
-    use std::thread::ThreadId;
-
-    use jiff::Timestamp;
-
-    use crate::clock::Manual;
-
-    use super::*;
-
-    /// Takes three bytes, then fails once, then takes all.
-    struct Fickle {
-        taken: Arc<Mutex<Vec<u8>>>,
-        calls: usize,
-    }
-
-    impl Write for Fickle {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.calls += 1;
-            let count = match self.calls {
-                1 => 3,
-                2 => return Err(io::ErrorKind::StorageFull.into()),
-                _ => bytes.len(),
-            };
-            self.taken.lock().expect("no panic").extend(&bytes[..count]);
-            Ok(count)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    #[tokio::test]
-    async fn a_torn_line_does_not_spoil_the_next() {
-        let taken = Arc::new(Mutex::new(Vec::new()));
-        let out = Fickle {
-            taken: Arc::clone(&taken),
-            calls: 0,
-        };
-        let sink = Sink::to(out);
-        assert_eq!(sink.write(b"first\n", Ask::Now).await, Err(Unavailable));
-        assert_eq!(sink.write(b"second\n", Ask::Now).await, Ok(()));
-        assert_eq!(*taken.lock().expect("no panic"), b"fir\nsecond\n");
-    }
-
-    #[tokio::test]
-    async fn records_of_one_flush_leave_in_one_write() {
-        let (sizes, written) = mpsc::channel();
-        let sink = Sink::to(Sizes(sizes));
-        let calls = [b"first\n", b"other\n"].map(|line| sink.write(line, Ask::Later));
-        sink.flush();
-        for call in calls {
-            assert_eq!(call.await, Ok(()));
-        }
-        drop(sink);
-        assert_eq!(written.iter().collect::<Vec<usize>>(), [12]);
-    }
-
-    #[tokio::test]
-    async fn a_call_that_finds_no_place_waits_for_one() {
-        let (sizes, written) = mpsc::channel();
-        let sink = Sink::to(Sizes(sizes));
-        let lines = BOUNDS.lines + 1;
-        let calls: Vec<_> = (0..lines).map(|_| sink.write(b"x", Ask::Later)).collect();
-        for call in calls {
-            assert_eq!(call.await, Ok(()));
-        }
-        drop(sink);
-        assert_eq!(written.iter().sum::<usize>(), lines);
-    }
-
-    #[tokio::test]
-    async fn a_writer_that_panics_fails_calls_at_once() {
-        let (sizes, written) = mpsc::channel();
-        drop(written);
-        let sink = Sink::to(Sizes(sizes));
-        assert_eq!(sink.write(b"x", Ask::Now).await, Err(Unavailable));
-        assert_eq!(sink.write(b"x", Ask::Now).await, Err(Unavailable));
-    }
-
-    #[tokio::test]
-    async fn what_may_block_for_ever_is_written_by_the_thread() {
-        let (reader, out) = io::pipe().unwrap();
-        let (sink, hands) = watched(out, Writers::Thread, Duration::ZERO);
-        assert_eq!(sink.write(b"x", Ask::Now).await, Ok(()));
-        assert_ne!(hands.recv().unwrap(), thread::current().id());
-        drop(reader);
-    }
-
-    #[tokio::test]
-    async fn what_is_near_is_written_by_who_flushes() {
-        let (sink, hands) = watched(io::sink(), Writers::Callers, FAST);
-        let call = sink.write(b"x", Ask::Later);
-        assert!(hands.try_recv().is_err(), "nobody has asked");
-        sink.flush();
-        assert_eq!(hands.try_recv(), Ok(thread::current().id()));
-        assert_eq!(call.await, Ok(()));
-        assert_eq!(sink.write(b"x", Ask::Now).await, Ok(()));
-        assert_eq!(hands.try_recv(), Ok(thread::current().id()));
-    }
-
-    #[tokio::test]
-    async fn the_thread_writes_to_a_slow_file_until_it_is_fast_again() {
-        let own = thread::current().id();
-        let pace = Arc::new(Mutex::new(SLOW));
-        let (sink, hands) = timed(io::sink(), Writers::Callers, Arc::clone(&pace));
-        let write = || async { assert_eq!(sink.write(b"x", Ask::Now).await, Ok(())) };
-        write().await;
-        assert_eq!(hands.recv(), Ok(own), "it was not known to be slow");
-        write().await;
-        assert_ne!(hands.recv(), Ok(own));
-        *pace.lock().unwrap() = FAST;
-        write().await;
-        assert_ne!(hands.recv(), Ok(own), "this one shows that it is fast");
-        // The thread may not have put the pen down yet.
-        write().await;
-        while hands.recv() != Ok(own) {
-            write().await;
-        }
-    }
-
-    #[tokio::test]
-    async fn the_record_of_an_abandoned_call_is_written_by_the_thread() {
-        let (sink, hands) = watched(io::sink(), Writers::Callers, FAST);
-        sink.leave(b"x");
-        assert_ne!(hands.recv().unwrap(), thread::current().id());
-    }
-
-    #[test]
-    fn a_panic_in_a_write_fails_its_lot_and_no_other() {
-        let taken = Arc::new(Mutex::new(Vec::new()));
-        let out = Brittle {
-            taken: Arc::clone(&taken),
-            broken: true,
-        };
-        let sink = Sink::with(Output::new(out, Writers::Callers, Arc::new(System)));
-        let fate = |call| futures_util::FutureExt::now_or_never(call);
-        let first = sink.write(b"first\n", Ask::Later);
-        let flush = std::panic::AssertUnwindSafe(|| sink.flush());
-        assert!(std::panic::catch_unwind(flush).is_err());
-        assert_eq!(fate(first), Some(Err(Unavailable)));
-        assert_eq!(fate(sink.write(b"second\n", Ask::Now)), Some(Ok(())));
-        assert_eq!(*taken.lock().unwrap(), b"\nsecond\n");
-    }
-
-    #[test]
-    fn only_regular_files_are_near() {
-        let folder = tempfile::tempdir().unwrap();
-        let near = |path: PathBuf| append(&path).unwrap().near();
-        assert!(near(folder.path().join("audit.jsonl")));
-        assert!(!near("/dev/null".into()));
-        let (reader, out) = io::pipe().unwrap();
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&out);
-        assert!(!near(format!("/proc/self/fd/{fd}").into()));
-        drop(reader);
-    }
-
-    /// Panics at first, then takes all.
-    struct Brittle {
-        taken: Arc<Mutex<Vec<u8>>>,
-        broken: bool,
-    }
-
-    impl Write for Brittle {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            assert!(!std::mem::take(&mut self.broken), "the first write");
-            self.taken.lock().unwrap().extend(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    /// A sink whose writes take `pace`, and the threads that make them.
-    fn watched(
-        out: impl Write + Send + 'static,
-        writers: Writers,
-        pace: Duration,
-    ) -> (Sink, mpsc::Receiver<ThreadId>) {
-        timed(out, writers, Arc::new(Mutex::new(pace)))
-    }
-
-    fn timed(
-        out: impl Write + Send + 'static,
-        writers: Writers,
-        pace: Arc<Mutex<Duration>>,
-    ) -> (Sink, mpsc::Receiver<ThreadId>) {
-        let clock = Arc::new(Manual::new(Timestamp::UNIX_EPOCH));
-        let (tell, hands) = mpsc::channel();
-        let out = Watched {
-            out,
-            tell,
-            clock: Arc::clone(&clock),
-            pace,
-        };
-        (Sink::with(Output::new(out, writers, clock)), hands)
-    }
-
-    /// Tells which thread writes; each write takes its time.
-    struct Watched<W> {
-        out: W,
-        tell: mpsc::Sender<ThreadId>,
-        clock: Arc<Manual>,
-        pace: Arc<Mutex<Duration>>,
-    }
-
-    impl<W: Write> Write for Watched<W> {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.clock.advance(*self.pace.lock().unwrap());
-            self.tell.send(thread::current().id()).unwrap();
-            self.out.write(bytes)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            self.out.flush()
-        }
-    }
-
-    const FAST: Duration = Duration::from_millis(1);
-    const SLOW: Duration = Duration::from_millis(50);
-
-    /// Tells how much it is given at once. Panics when nobody listens.
-    struct Sizes(mpsc::Sender<usize>);
-
-    impl Write for Sizes {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.send(bytes.len()).expect("somebody listens");
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-}
+mod tests;

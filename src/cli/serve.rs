@@ -106,7 +106,9 @@ impl Broking {
         let telemetry = Telemetry::from_environment();
         let metrics = Metrics::new(&telemetry.meter());
         metrics.loaded(clock.wall());
-        let sink = Sink::open(&config.audit).map_err(|error| Failure::config(&error))?;
+        let sink =
+            Sink::open(&config.audit, metrics.clone()).map_err(|error| Failure::config(&error))?;
+        let audit = Audit::new(sink, Arc::clone(&clock));
         let guarded = Guarded::new(
             Arc::new(backends),
             &config.kms.aws,
@@ -147,7 +149,7 @@ impl Broking {
         begin(&follower, &config.store).await?;
         let parts = Parts {
             broker: Arc::clone(&broker),
-            audit: Audit::new(sink, Arc::clone(&clock)),
+            audit: Arc::clone(&audit),
             clock: Arc::clone(&clock),
             tracer: telemetry.tracer(),
         };
@@ -182,6 +184,7 @@ impl Broking {
             path: path.to_owned(),
             config,
             read,
+            audit,
             server: server.handle(),
             keyring,
             clock,

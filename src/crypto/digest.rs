@@ -8,6 +8,16 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
 }
 
+/// `SHA-256(parts[0] ‖ parts[1] ‖ …)`, the parts not set apart: all but one are of a length that
+/// is known.
+pub fn sha256_of<const N: usize>(parts: [&[u8]; N]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(part);
+    }
+    hash.finalize().into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -17,5 +27,6 @@ mod tests {
         let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         let hex: String = sha256(b"abc").iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(hex, expected);
+        assert_eq!(sha256_of([b"a", b"bc"]), sha256(b"abc"));
     }
 }

@@ -7,6 +7,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
+use crate::metrics::Audited;
 use crate::metrics::Dependency;
 use crate::metrics::Lookup;
 use crate::metrics::RateScope;
@@ -29,6 +30,9 @@ pub(super) struct Values {
     pub(super) cache_entries: AtomicU64,
     pub(super) cache_bytes: AtomicU64,
     pub(super) waiters: AtomicU64,
+    pub(super) audited: AuditCounts,
+    pub(super) audit_degraded: AtomicU64,
+    pub(super) audit_best_effort: AtomicU64,
     pub(super) kms_degraded: AtomicU64,
     pub(super) store_degraded: AtomicU64,
     pub(super) tenants_refused: AtomicU64,
@@ -47,8 +51,26 @@ pub(super) struct Values {
 impl Values {
     pub(super) fn degraded(&self, dependency: Dependency) -> &AtomicU64 {
         match dependency {
+            Dependency::Audit => &self.audit_degraded,
             Dependency::Kms => &self.kms_degraded,
             Dependency::Store => &self.store_degraded,
+        }
+    }
+}
+
+#[derive(Default)]
+pub(super) struct AuditCounts {
+    accepted: AtomicU64,
+    failed: AtomicU64,
+    missed: AtomicU64,
+}
+
+impl AuditCounts {
+    pub(super) fn of(&self, audited: Audited) -> &AtomicU64 {
+        match audited {
+            Audited::Accepted => &self.accepted,
+            Audited::Failed => &self.failed,
+            Audited::Missed => &self.missed,
         }
     }
 }

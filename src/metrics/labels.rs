@@ -1,5 +1,29 @@
 //! What is counted, as closed sets: each is the values of one label.
 
+/// What became of an audit record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audited {
+    /// A sink has it.
+    Accepted,
+    /// No sink has it, or none in time.
+    Failed,
+    /// One of several sinks will never have it.
+    Missed,
+}
+
+impl Audited {
+    pub(super) const ALL: [Self; 3] = [Self::Accepted, Self::Failed, Self::Missed];
+
+    /// The value of the label `outcome`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Failed => "failed",
+            Self::Missed => "missed",
+        }
+    }
+}
+
 /// How a look-up in the data-key cache was served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lookup {
@@ -202,6 +226,8 @@ impl Warming {
 /// What we need and can do without for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dependency {
+    /// The sinks of audit records.
+    Audit,
     /// The key management service.
     Kms,
     /// Where tenants are kept.
@@ -209,11 +235,12 @@ pub enum Dependency {
 }
 
 impl Dependency {
-    pub(super) const ALL: [Self; 2] = [Self::Kms, Self::Store];
+    pub(super) const ALL: [Self; 3] = [Self::Audit, Self::Kms, Self::Store];
 
     /// The value of the label `dependency`.
     pub fn label(self) -> &'static str {
         match self {
+            Self::Audit => "audit",
             Self::Kms => "kms",
             Self::Store => "store",
         }

@@ -1,6 +1,7 @@
 //! The command as people run it: a process, its exit code, its sentences and its files.
 
 mod admin;
+mod auditing;
 mod bad_input;
 mod canaries;
 mod checking;

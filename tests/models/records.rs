@@ -125,7 +125,7 @@ fn a_writer_that_hangs_holds_nobody() {
                 queue.close();
             })
         };
-        while trail.0.queue.rest() {
+        while trail.0.queue.rest(|| false) {
             trail.0.queue.tick();
             thread::yield_now();
         }
@@ -148,7 +148,7 @@ fn a_forgotten_flush_is_made_up_for() {
         let watch = {
             let trail = trail.clone();
             thread::spawn(move || {
-                assert!(trail.0.queue.rest());
+                assert!(trail.0.queue.rest(|| false));
                 trail.0.queue.tick();
             })
         };
@@ -167,7 +167,7 @@ fn what_is_queued_at_the_end_is_written() {
         let watch = {
             let trail = trail.clone();
             thread::spawn(move || {
-                while trail.0.queue.rest() {
+                while trail.0.queue.rest(|| false) {
                     thread::yield_now();
                 }
             })
@@ -191,6 +191,28 @@ fn nobody_waits_for_a_dead_writer() {
         let callers = [b'1', b'2'].map(|line| trail.caller(line, Ask::Now));
         trail.0.queue.end();
         assert_eq!(callers.map(done), [Outcome::Failed; 2]);
+    });
+}
+
+/// A write leaves something to do at a later time: the watch, whose thread may rest by then, sees it.
+#[test]
+fn what_a_write_leaves_to_do_is_not_slept_through() {
+    explore(|| {
+        let trail = Trail::new(ROOMY);
+        let caller = trail.caller(b'1', Ask::Now);
+        let watch = {
+            let trail = trail.clone();
+            thread::spawn(move || {
+                let left = || trail.0.left.load(Ordering::Relaxed);
+                while !left() {
+                    assert!(trail.0.queue.rest(left));
+                    thread::yield_now();
+                }
+            })
+        };
+        trail.write(1, Outcome::Accepted);
+        assert_eq!(done(caller), Outcome::Accepted);
+        done(watch);
     });
 }
 
@@ -271,7 +293,7 @@ fn a_caller_that_hangs_in_its_write_holds_nobody_else() {
                 trail.0.queue.close();
             })
         };
-        while trail.0.queue.rest() {
+        while trail.0.queue.rest(|| false) {
             trail.0.queue.tick();
             thread::yield_now();
         }
@@ -297,6 +319,8 @@ struct Shared {
     queue: Queue,
     desk: Mutex<Vec<u8>>,
     written: Mutex<Vec<u8>>,
+    /// Whether a write has left something to do.
+    left: AtomicBool,
     gone: AtomicUsize,
 }
 
@@ -306,6 +330,7 @@ impl Trail {
             queue: Queue::new(bounds),
             desk: Mutex::default(),
             written: Mutex::default(),
+            left: AtomicBool::new(false),
             gone: AtomicUsize::new(0),
         }))
     }
@@ -365,6 +390,7 @@ impl Trail {
         if outcome == Outcome::Accepted {
             self.0.written.lock().expect("no panic").extend(&*buffer);
         }
+        self.0.left.store(true, Ordering::Relaxed);
         pen.settle(outcome);
         buffer.len()
     }

@@ -17,6 +17,7 @@ use tokio::signal::unix::Signal;
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 
+use crate::audit::Audit;
 use crate::cli::chain;
 use crate::cli::serve::follow::Configured;
 use crate::cli::serve::follow::Follower;
@@ -36,6 +37,7 @@ pub(super) struct Reloader {
     pub(super) config: Config,
     /// The files as they were before they were read.
     pub(super) read: Stamps,
+    pub(super) audit: Arc<Audit>,
     pub(super) server: Handle,
     pub(super) keyring: Option<Arc<Keyring>>,
     pub(super) clock: Arc<dyn Clock>,
@@ -71,7 +73,8 @@ impl Reloader {
                 changed.notify_one();
             }
             tokio::select! {
-                _ = hangup.recv() => {}
+                // Whoever moves the audit file says so by this.
+                _ = hangup.recv() => self.audit.reopen(),
                 () = changed.notified() => {
                     // Several files change together: let them all arrive.
                     tokio::time::sleep(SETTLE).await;

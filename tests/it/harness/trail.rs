@@ -44,15 +44,16 @@ impl Trail {
         String::from_utf8(self.0.state.lock().unwrap().text.clone()).unwrap()
     }
 
-    /// The records so far.
+    /// The records of calls so far.
     pub fn records(&self) -> Vec<serde_json::Value> {
         self.text()
             .lines()
             .map(|line| serde_json::from_str(line).unwrap())
+            .filter(|record: &serde_json::Value| record["eventCategory"] == "Data")
             .collect()
     }
 
-    /// How many records there are, forgotten ones too.
+    /// How many records of calls there are, forgotten ones too.
     pub fn count(&self) -> usize {
         *self.0.lines.borrow()
     }
@@ -100,7 +101,8 @@ impl Write for Trail {
         if !state.forgetting {
             state.text.extend_from_slice(bytes);
         }
-        let ended = bytes.iter().filter(|byte| **byte == b'\n').count();
+        let text = String::from_utf8_lossy(bytes);
+        let ended = text.matches("\"eventCategory\":\"Data\"").count();
         self.0.lines.send_modify(|lines| *lines += ended);
         Ok(bytes.len())
     }

@@ -1,0 +1,165 @@
+//! The chain of one process, as far as it was read.
+
+use std::collections::VecDeque;
+
+use uuid::Uuid;
+
+use crate::audit::link::Hash;
+use crate::audit::link::Linked;
+use crate::audit::link::Place;
+use crate::audit::verify::End;
+use crate::audit::verify::Flaw;
+use crate::audit::verify::Stretch;
+use crate::audit::verify::Trust;
+use crate::crypto::signature::PublicKey;
+
+pub(super) struct Run {
+    first: u64,
+    last: u64,
+    hash: Hash,
+    /// Of the last records, the last one included: some may come twice.
+    recent: VecDeque<Hash>,
+    end: End,
+    /// The last record that a signature vouches for, and one before the first if there is none.
+    signed: Option<u64>,
+    repeated: u64,
+    key: Option<PublicKey>,
+}
+
+impl Run {
+    /// Begins with the first record of a process.
+    pub(super) fn first(linked: &Linked<'_>) -> Result<Self, Flaw> {
+        let genesis = Hash::genesis(linked.place.instance);
+        match genesis.next(linked.body) == linked.place.hash {
+            true => Ok(Self::later(linked)),
+            false => Err(Flaw::Altered),
+        }
+    }
+
+    /// Begins with any record: what stands before it is not known.
+    pub(super) fn later(linked: &Linked<'_>) -> Self {
+        let Place { seq, hash, .. } = linked.place;
+        Self {
+            first: seq,
+            last: seq,
+            hash,
+            recent: VecDeque::from([hash]),
+            end: End::Open,
+            signed: None,
+            repeated: 0,
+            key: None,
+        }
+    }
+
+    /// Takes the next record, or one that was taken before. Whether it is new.
+    pub(super) fn take(&mut self, linked: &Linked<'_>) -> Result<bool, Flaw> {
+        let Place { seq, hash, .. } = linked.place;
+        let next = self.last.saturating_add(1);
+        if seq < next {
+            return match (self.recent(seq), self.before(linked)) {
+                (Some(known), Some(before))
+                    if known == hash && before.next(linked.body) == hash =>
+                {
+                    self.repeated += 1;
+                    Ok(false)
+                }
+                _ => Err(self.misplaced()),
+            };
+        }
+        if self.end == End::Stopped {
+            return Err(Flaw::Posthumous);
+        }
+        if seq > next {
+            let to = seq - 1;
+            return Err(Flaw::Missing { from: next, to });
+        }
+        if self.hash.next(linked.body) != hash {
+            return Err(Flaw::Altered);
+        }
+        self.last = seq;
+        self.hash = hash;
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(hash);
+        Ok(true)
+    }
+
+    /// That a record was taken before.
+    pub(super) fn misplaced(&self) -> Flaw {
+        Flaw::Misplaced {
+            expected: self.last.saturating_add(1),
+        }
+    }
+
+    /// The last record is signed, by `key`: one process has one.
+    pub(super) fn vouch(&mut self, key: &PublicKey) -> Result<(), Flaw> {
+        if self.key.get_or_insert(*key) != key {
+            return Err(Flaw::Forged);
+        }
+        self.signed = Some(self.last);
+        Ok(())
+    }
+
+    pub(super) fn stop(&mut self) {
+        self.end = End::Stopped;
+    }
+
+    /// Another process has found `place` to be the last record.
+    pub(super) fn confirm(&mut self, place: &Place) -> Result<(), Flaw> {
+        let Place {
+            instance,
+            seq,
+            hash,
+        } = *place;
+        if seq > self.last {
+            return Err(Flaw::Unpreceded { instance, seq });
+        }
+        match self.recent(seq) {
+            Some(known) if known == hash => {}
+            // So many later ones: both were writing.
+            None => return Ok(()),
+            Some(_) => return Err(Flaw::Replaced { instance }),
+        }
+        if self.end == End::Open && seq == self.last {
+            self.end = End::Confirmed;
+        }
+        self.signed = self.signed.max(Some(seq));
+        Ok(())
+    }
+
+    pub(super) fn stretch(&self, instance: Uuid, trust: Trust) -> Stretch {
+        let unsigned = match self.signed {
+            Some(signed) => self.last - signed,
+            None => (self.last - self.first).saturating_add(1),
+        };
+        Stretch {
+            instance,
+            first: self.first,
+            last: self.last,
+            hash: self.hash,
+            end: self.end,
+            unsigned,
+            repeated: self.repeated,
+            key: self.key.map(|key| key.id()),
+            trust: self.key.map(|_| trust),
+        }
+    }
+
+    /// The hash that a record hangs on which was taken before.
+    fn before(&self, linked: &Linked<'_>) -> Option<Hash> {
+        match linked.place.seq.checked_sub(1) {
+            None => Some(Hash::genesis(linked.place.instance)),
+            Some(before) => self.recent(before),
+        }
+    }
+
+    fn recent(&self, seq: u64) -> Option<Hash> {
+        let back = usize::try_from(self.last.checked_sub(seq)?).ok()?;
+        let at = self.recent.len().checked_sub(back.checked_add(1)?)?;
+        self.recent.get(at).copied()
+    }
+}
+
+/// More than a lot has.
+const RECENT: usize = 4096;
