@@ -2,8 +2,8 @@
 //! the outcome is known, marked abandoned when the call is dropped.
 //!
 //! AWS CloudTrail never sees a cache hit, so these records are the only witness of most uses of a
-//! key. They hold names, sizes and reasons; never content, and never the value of a context pair.
-//! Each hangs on the one before, and some are signed, so that others can prove that none was
+//! key. They hold names, sizes and reasons; never content, and of the encryption context the
+//! values that its tenant has allowed alone. Each hangs on the one before, and some are signed, so that others can prove that none was
 //! altered, moved or taken out: [`verify`].
 
 mod chain;
@@ -38,6 +38,7 @@ use crate::clock::Clock;
 pub use config::Config;
 pub use config::Mode;
 pub use json::Names;
+pub use json::Values;
 pub use key::KeyError;
 pub use link::Hash;
 pub use link::NoHash;

@@ -130,6 +130,41 @@ impl<'a> FromIterator<&'a str> for Names {
     }
 }
 
+/// Names with values, in the form that they have in a line.
+#[derive(Clone, Default)]
+pub struct Values(Vec<u8>);
+
+impl Values {
+    /// Whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl<'a> FromIterator<(&'a str, &'a str)> for Values {
+    fn from_iter<T: IntoIterator<Item = (&'a str, &'a str)>>(pairs: T) -> Self {
+        let mut object = Vec::new();
+        for ((name, value), before) in pairs
+            .into_iter()
+            .zip(iter::once("{").chain(iter::repeat(",")))
+        {
+            put(&mut object, before, name);
+            put(&mut object, ":", value);
+        }
+        Self(object)
+    }
+}
+
+impl Json for Values {
+    fn write(&self, line: &mut Vec<u8>) {
+        if self.is_empty() {
+            line.push(b'{');
+        }
+        line.extend_from_slice(&self.0);
+        line.push(b'}');
+    }
+}
+
 impl Json for Names {
     fn write(&self, line: &mut Vec<u8>) {
         if self.0.is_empty() {

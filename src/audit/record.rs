@@ -10,6 +10,7 @@ use uuid::Uuid;
 use crate::audit::json::Fragment;
 use crate::audit::json::Names;
 use crate::audit::json::Other;
+use crate::audit::json::Values;
 use crate::audit::json::put;
 use crate::audit::tally::Tally;
 use crate::name::KeyName;
@@ -32,8 +33,10 @@ pub struct Record {
     pub trace_id: Option<String>,
     /// The key's full name, as the request gives it or the message names it.
     pub key: Option<KeyName>,
-    /// The names of the caller's own context pairs; never values.
+    /// The names of the caller's own context pairs.
     pub context_keys: Names,
+    /// The pairs of the encryption context whose values the key's tenant lets stand here.
+    pub context_values: Values,
     /// Bytes of plaintext taken or released.
     pub plaintext_bytes: Option<usize>,
     /// The data keys used, two for a ReEncrypt, each with every KMS key that wrapped it.
@@ -236,6 +239,10 @@ impl Record {
     fn request_parameters(&self, line: &mut Vec<u8>) {
         put(line, r#","requestParameters":{"key":"#, self.key.as_ref());
         put(line, r#","encryptionContextKeys":"#, &self.context_keys);
+        // Most tenants name none.
+        if !self.context_values.is_empty() {
+            put(line, r#","encryptionContext":"#, &self.context_values);
+        }
         put(
             line,
             r#","plaintextBytes":"#,

@@ -341,6 +341,10 @@ impl Call<'_> {
             && others.iter().all(|other| other.key == first.key)
         {
             self.note_permit(&first.permit);
+            // Items of one group have one context.
+            if others.is_empty() {
+                self.note_context(&first.permit);
+            }
         }
     }
 }

@@ -27,6 +27,18 @@ impl Call<'_> {
         });
     }
 
+    /// Adds what the key's tenant lets stand in records of the context that the call is bound to.
+    pub(super) fn note_context(&self, permit: &Permit) {
+        let names = permit.key().tenant().audit_context();
+        if names.len() == 0 {
+            return;
+        }
+        let context = permit.context();
+        let value = |name| Some((name, context.value(name)?));
+        self.notes
+            .add(|record| record.context_values = names.filter_map(value).collect());
+    }
+
     pub(super) fn note_plaintext(&self, length: usize) {
         self.notes
             .add(|record| record.plaintext_bytes = Some(length));

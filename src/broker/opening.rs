@@ -54,6 +54,7 @@ impl Call<'_> {
         }
         let permit = self.permit_opening(request, message.context())?;
         self.note_permit(&permit);
+        self.note_context(&permit);
         let data_keys = &self.broker.data_keys;
         let opener = data_keys.opening(&permit, message, &self.patience).await;
         if let Ok(opener) = &opener {

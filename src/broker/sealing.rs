@@ -21,6 +21,7 @@ impl Call<'_> {
         self.note_request(Some(&name), &to.context);
         let permit = self.permit_sealing(action, &name, &to.context)?;
         self.note_permit(&permit);
+        self.note_context(&permit);
         Ok(permit)
     }
 

@@ -71,6 +71,9 @@ pub enum Fault {
         /// Why.
         error: MalformedRef,
     },
+    /// There are more names than a context has pairs, or one is longer than any of them.
+    #[error("audit_context may hold {pairs} names of up to {length} bytes", pairs = context::MAX_PAIRS, length = context::MAX_NAME)]
+    AuditContext,
     /// There is no KMS key.
     #[error("kms names no KMS key")]
     NoKms,
@@ -126,6 +129,14 @@ pub enum Fault {
         /// The weight as written.
         weight: u32,
     },
+}
+
+fn audited(names: Vec<String>) -> Result<Box<[String]>, Fault> {
+    let long = names.iter().any(|name| name.len() > context::MAX_NAME);
+    match long || names.len() > context::MAX_PAIRS {
+        true => Err(Fault::AuditContext),
+        false => Ok(names.into()),
+    }
 }
 
 fn detail(error: &context::Error) -> String {
@@ -267,12 +278,20 @@ impl<'a> Reader<'a> {
             id,
             weight,
             context,
+            audit_context,
             rate,
             max_staleness,
             key,
         } = raw;
         let tenant = self
             .tenant(&id, weight, context, rate, max_staleness)
+            .and_then(|tenant| {
+                let audit_context = audited(audit_context)?;
+                Ok(Tenant {
+                    audit_context,
+                    ..tenant
+                })
+            })
             .map_err(|fault| self.tenant_error(&id, fault))?;
         let tenant = Arc::new(tenant);
         let mut keys = BTreeMap::new();
@@ -317,6 +336,7 @@ impl<'a> Reader<'a> {
                 Some(span) => Some(staleness(span).ok_or(Fault::Staleness { span })?),
                 None => None,
             },
+            audit_context: Box::default(),
             rate: match rate {
                 Some(rate) => Some(Rate::new(rate).ok_or(Fault::Rate(rate))?),
                 None => None,

@@ -23,6 +23,7 @@ pub struct Tenant {
     pub(super) max_staleness: Option<Duration>,
     pub(super) weight: u32,
     pub(super) context: Pairs,
+    pub(super) audit_context: Box<[String]>,
     pub(super) rate: Option<Rate>,
 }
 
@@ -56,6 +57,11 @@ impl Tenant {
     /// every tenant.
     pub fn max_staleness(&self) -> Option<Duration> {
         self.max_staleness
+    }
+
+    /// The names of context pairs whose values may stand in audit records.
+    pub fn audit_context(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.audit_context.iter().map(String::as_str)
     }
 
     /// What it may spend on requests, if that is not what every tenant may.

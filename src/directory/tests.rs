@@ -127,6 +127,26 @@ fn a_short_entry_gets_the_defaults() {
 }
 
 #[test]
+fn values_for_the_audit_are_named_within_bounds() {
+    let read = |names: &[String]| {
+        let names = toml::Value::from(names.to_vec());
+        parse(&format!(
+            "[[tenant]]\nid = \"acme\"\naudit_context = {names}"
+        ))
+    };
+    let most: Vec<String> = (0..16).map(|n| format!("{n:a>128}")).collect();
+    let directory = read(&most).unwrap();
+    let tenant = directory.tenant(&"acme".parse().unwrap()).unwrap();
+    assert!(tenant.audit_context().eq(most.iter().map(String::as_str)));
+    for names in [[most, vec!["more".into()]].concat(), vec!["x".repeat(129)]] {
+        let Err(Error::Tenant { fault, .. }) = read(&names) else {
+            panic!("{names:?}");
+        };
+        assert_eq!(*fault, Fault::AuditContext);
+    }
+}
+
+#[test]
 fn weights_hold_at_the_edge_and_one_beyond() {
     let read = |weight: u32| parse(&format!("[[tenant]]\nid = \"acme\"\nweight = {weight}"));
     for good in [1, 1000] {

@@ -452,6 +452,34 @@ async fn no_record_holds_content() {
     }
 }
 
+#[tokio::test]
+async fn values_stand_in_a_record_where_the_keys_tenant_allows_them_alone() {
+    let broker = Broker::start()
+        .with(|setup| {
+            let id = "id = \"acme\"";
+            let allowed = format!("{id}\naudit_context = [\"table\", \"absent\"]");
+            setup.tenants = TENANTS.replacen(id, &allowed, 1);
+        })
+        .await;
+    let mut web = broker.caller(WEB).await;
+    let context = pairs([("table", "or\"ders"), ("row", "secret")]);
+    let request = |name| pb::EncryptRequest {
+        encryption_context: context.clone(),
+        ..encrypt(name, "x")
+    };
+    web.encrypt(request("keys/orders")).await.unwrap();
+    assert!(web.encrypt(request("keys/absent")).await.is_err());
+    let [allowed, denied] = broker.records().try_into().unwrap();
+    let parameters = &allowed["requestParameters"];
+    assert_eq!(parameters["encryptionContextKeys"], json!(["row", "table"]));
+    assert_eq!(
+        parameters["encryptionContext"],
+        json!({"table": "or\"ders"})
+    );
+    assert_eq!(denied["requestParameters"].get("encryptionContext"), None);
+    assert!(!broker.trail.text().contains("secret"));
+}
+
 /// The suites of TLS 1.3 that are served, by their IANA names.
 const IANA_SUITES: [&str; 3] = [
     "TLS_AES_128_GCM_SHA256",

@@ -37,6 +37,7 @@ fn a_full_line_is_what_it_always_was() {
         trace_id: Some("0af7651916cd43dd8448eb211c80319c".into()),
         key: KeyName::parse("keys/orders", &tenant()).ok(),
         context_keys: ["table", "column"].into_iter().collect(),
+        context_values: [("table", "or\"ders")].into_iter().collect(),
         plaintext_bytes: Some(1024),
         resources: vec![
             resource(
@@ -71,7 +72,8 @@ fn a_full_line_is_what_it_always_was() {
             r#""tlsDetails":{"tlsVersion":"TLSv1.3","cipherSuite":"TLS_AES_256_GCM_SHA384"},"#,
             r#""requestID":"request 1","traceId":"0af7651916cd43dd8448eb211c80319c","#,
             r#""requestParameters":{"key":"tenants/acme/keys/orders","#,
-            r#""encryptionContextKeys":["table","column"],"plaintextBytes":1024},"#,
+            r#""encryptionContextKeys":["table","column"],"#,
+            r#""encryptionContext":{"table":"or\"ders"},"plaintextBytes":1024},"#,
             r#""responseElements":null,"#,
             r#""resources":[{"name":"tenants/acme/keys/orders/versions/1","#,
             r#""ARN":"arn:aws:kms:us-west-2:111122223333:key/1","type":"KMSKey"},"#,
@@ -161,6 +163,7 @@ proptest! {
             trace_id: Some(trace.clone()),
             key: None,
             context_keys: names.iter().map(String::as_str).collect(),
+            context_values: Values::default(),
             plaintext_bytes: Some(bytes),
             resources: vec![Resource {
                 name: resource.as_str().into(),

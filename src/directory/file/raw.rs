@@ -36,6 +36,8 @@ pub(super) struct Tenant {
     pub(super) weight: u32,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) context: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) audit_context: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) rate: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
