@@ -10,14 +10,14 @@ use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
-    let descriptors = protox::compile(["proto/keybroker/v1/key_broker.proto"], ["proto"])?;
+    let descriptors = protox::compile(CONTRACTS, ["proto"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
 
     tonic_prost_build::configure()
         .build_transport(false)
         .bytes(".keybroker.v1")
-        // Their generated Debug would print plaintexts, keys and context values.
+        // Their generated Debug would print plaintexts, keys, tokens and context values.
         .skip_debug(SECRETIVE)
         .btree_map(".keybroker.v1")
         // Written by hand, to be bounded while they are read.
@@ -35,7 +35,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-const SECRETIVE: [&str; 23] = [
+const CONTRACTS: [&str; 2] = [
+    "proto/keybroker/v1/grant.proto",
+    "proto/keybroker/v1/key_broker.proto",
+];
+
+const SECRETIVE: [&str; 32] = [
     ".keybroker.v1.EncryptRequest",
     ".keybroker.v1.EncryptResponse",
     ".keybroker.v1.DecryptRequest",
@@ -58,5 +63,14 @@ const SECRETIVE: [&str; 23] = [
     ".keybroker.v1.DecryptStreamStart",
     ".keybroker.v1.DecryptStreamChunk",
     ".keybroker.v1.DecryptStreamOutput",
+    ".keybroker.v1.DescribeKeyRequest",
+    ".keybroker.v1.Grant",
+    ".keybroker.v1.GrantConstraints",
+    ".keybroker.v1.CreateGrantRequest",
+    ".keybroker.v1.CreateGrantResponse",
+    ".keybroker.v1.ListGrantsResponse",
+    ".keybroker.v1.ListRetirableGrantsResponse",
+    ".keybroker.v1.RetireGrantRequest",
+    ".keybroker.v1.RenewGrantResponse",
     ".keybroker.v1.GenerateRandomResponse",
 ];

@@ -28,6 +28,7 @@ use keybroker::audit::Sink;
 use keybroker::audit::Stamp;
 use keybroker::broker::Binding;
 use keybroker::broker::Broker;
+use keybroker::broker::Grants;
 use keybroker::clock::Clock as _;
 use keybroker::clock::System;
 use keybroker::config::Config;
@@ -36,6 +37,9 @@ use keybroker::crypto::digest::sha256_of;
 use keybroker::datakeys;
 use keybroker::datakeys::DataKeys;
 use keybroker::datakeys::Patience;
+use keybroker::grants::Backing;
+use keybroker::grants::TokenKey;
+use keybroker::grants::TokenKeys;
 use keybroker::identity::Leaf;
 use keybroker::identity::Peer;
 use keybroker::identity::Rules;
@@ -53,6 +57,8 @@ use keybroker::quota;
 use keybroker::quota::Known;
 use keybroker::quota::Quotas;
 use keybroker::quota::Terms;
+use keybroker::store;
+use keybroker::store::Store;
 use keybroker::telemetry::Telemetry;
 use keybroker::trace::Fault;
 use keybroker::trace::Parent;
@@ -132,7 +138,7 @@ fn cache_hit(criterion: &mut Criterion) {
     let name = KeyName::parse("keys/orders", caller.tenant()).unwrap();
     let own = [("table".to_owned(), "orders".to_owned())];
     let sealing = || {
-        let permit = policy.authorize_seal(&caller, Action::Encrypt, &name, &own);
+        let permit = policy.authorize_seal(&caller, Action::Encrypt, &name, &own, Backing::NONE);
         permit.unwrap()
     };
     let permit = sealing();
@@ -152,7 +158,8 @@ fn cache_hit(criterion: &mut Criterion) {
     });
     let opening = || {
         let context = message.context();
-        let permit = policy.authorize_open(&caller, Action::Decrypt, None, context, &own);
+        let permit =
+            policy.authorize_open(&caller, Action::Decrypt, None, context, &own, Backing::NONE);
         permit.unwrap()
     };
     let permit = opening();
@@ -312,6 +319,7 @@ fn encrypt(criterion: &mut Criterion) {
             name: "keys/orders".into(),
             context: vec![("table".into(), "orders".into())],
             associated_data: Default::default(),
+            tokens: Vec::new(),
         };
         call.encrypt(to, black_box(&plaintext)).await.unwrap()
     };
@@ -319,6 +327,17 @@ fn encrypt(criterion: &mut Criterion) {
     criterion.bench_function("broker encrypt/1024", |bencher| {
         bencher.iter(|| run().now_or_never().unwrap());
     });
+}
+
+/// No grants.
+fn grants(stage: &Stage) -> Grants {
+    let config = store::Config {
+        file: stage.folder().join("store.db"),
+        ..store::Config::default()
+    };
+    let store = Store::new(&config, None).unwrap();
+    let keys = TokenKeys::new(TokenKey::new(Secret::random().unwrap()), None);
+    Grants::new(Arc::new(store), keys, Arc::new(System))
 }
 
 /// A broker on `stage`'s keyring, and a session of the stage's one client.
@@ -342,7 +361,7 @@ fn broker(stage: &Stage) -> (Broker, Session) {
     let certificate = CertificateDer::from_pem_file(certificate).unwrap();
     let peer = Peer::certified(Leaf::parse(&certificate).unwrap());
     (
-        Broker::new(policy, unlimited(), data_keys),
+        Broker::new(policy, unlimited(), data_keys, grants(stage)),
         Session::new(peer),
     )
 }

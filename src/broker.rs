@@ -8,11 +8,13 @@
 //! | `binding` | what a request says of a message besides its content |
 //! | `sealing`, `opening` | from there over the permit to the data key |
 //! | `batch`, `stream` | several messages in one call, and those of any length |
+//! | `grants` | leave to use a key: made, listed, renewed, ended; and what of it a use asks the store |
 //! | `keys` | what a caller may know of keys |
 //! | `notes` | what all these add to the audit record |
 
 mod batch;
 mod binding;
+mod grants;
 mod keys;
 mod notes;
 mod opening;
@@ -31,6 +33,12 @@ pub use binding::Binding;
 pub use binding::MAX_ASSOCIATED_DATA;
 pub use binding::MAX_PLAINTEXT;
 pub use binding::Pairs;
+pub use grants::Creation;
+pub use grants::GrantPage;
+pub use grants::Granted;
+pub use grants::Grants;
+pub use grants::Listing;
+pub use grants::Retirement;
 pub use keys::Page;
 pub use keys::Visible;
 
@@ -72,16 +80,18 @@ pub struct Broker {
     data_keys: DataKeys,
     /// Of the tenants; none where nobody else can change them.
     freshness: Option<Arc<Freshness>>,
+    grants: Grants,
 }
 
 impl Broker {
     /// A broker under `policy`, which holds until another takes its place.
-    pub fn new(policy: Policy, quotas: Quotas, data_keys: DataKeys) -> Self {
+    pub fn new(policy: Policy, quotas: Quotas, data_keys: DataKeys, grants: Grants) -> Self {
         Self {
             policy: ArcSwap::from_pointee(policy),
             quotas,
             data_keys,
             freshness: None,
+            grants,
         }
     }
 
@@ -122,8 +132,14 @@ impl Broker {
         self.data_keys.metrics()
     }
 
+    /// The grants.
+    pub fn grants(&self) -> &Grants {
+        &self.grants
+    }
+
     /// Clears away what has ended: once a second.
     pub fn sweep(&self) {
+        self.grants.book().sweep();
         self.quotas.sweep();
         self.data_keys.sweep();
     }
@@ -178,7 +194,9 @@ impl Broker {
     /// Whether what is known of tenants counts, of one with this `limit` of its own.
     fn check_freshness(&self, limit: Option<Duration>) -> Result<(), Error> {
         match &self.freshness {
-            Some(freshness) if !freshness.is_good(limit) => Err(Error::StoreUnavailable),
+            Some(freshness) if !freshness.is_good(limit) => {
+                Err(Error::StoreUnavailable("tenants may have changed".into()))
+            }
             None | Some(_) => Ok(()),
         }
     }
@@ -301,7 +319,7 @@ impl Call<'_> {
         to: Binding,
     ) -> Result<(Opened, Sealed), Error> {
         // Both permits come first: a caller who lacks one learns nothing by the other.
-        let sealing = self.permit(Action::ReEncryptTo, &to)?;
+        let sealing = self.permit(Action::ReEncryptTo, &to).await?;
         let opened = self.open(Action::ReEncryptFrom, from, ciphertext).await?;
         // A message of the SDKs may hold more than we take as a plaintext.
         bounded("ciphertext", opened.plaintext.len())?;
@@ -335,7 +353,7 @@ impl Call<'_> {
     }
 
     async fn seal(&self, action: Action, to: Binding, plaintext: &[u8]) -> Result<Sealed, Error> {
-        let permit = self.permit(action, &to)?;
+        let permit = self.permit(action, &to).await?;
         self.seal_under(&permit, &to.associated_data, plaintext)
             .await
     }
@@ -354,6 +372,7 @@ impl Call<'_> {
         let ciphertext = reserved
             .seal(associated_data, plaintext)
             .map_err(|error| no_randomness(&error))?;
+        self.stands(permit)?;
         Ok(Sealed {
             name: permit.key().name().clone(),
             version,
@@ -378,6 +397,7 @@ impl Call<'_> {
         let (permit, opener) = self.opener(request, &message).await?;
         let plaintext = opener.open(&message, &from.associated_data)?;
         self.note_plaintext(plaintext.len());
+        self.stands(&permit)?;
         Ok(Opened {
             name: permit.key().name().clone(),
             version: Arc::clone(opener.version()),

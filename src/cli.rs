@@ -22,6 +22,7 @@ mod completions;
 mod connect;
 mod crypt;
 mod dev;
+mod grant;
 mod healthcheck;
 mod keyring;
 mod keys;
@@ -87,6 +88,9 @@ enum Command {
     Dev(dev::Args),
     /// Encrypts standard input into a message.
     Encrypt(crypt::EncryptArgs),
+    /// Makes, lists, renews and ends grants: leave to use a key, for a while.
+    #[command(subcommand)]
+    Grant(grant::Command),
     /// Asks a broker whether it serves: exit code 0 if so, else 1.
     Healthcheck(healthcheck::Args),
     /// Makes and changes the keyring of the embedded KMS.
@@ -165,6 +169,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Decrypt(args) => crypt::decrypt(args).await,
         Command::Dev(args) => dev::run(&args).await,
         Command::Encrypt(args) => crypt::encrypt(args).await,
+        Command::Grant(command) => grant::run(command).await,
         Command::Healthcheck(args) => healthcheck::run(&args).await,
         Command::Keyring(command) => keyring::run(command),
         Command::Keys(command) => keys::run(command).await,

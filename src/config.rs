@@ -18,6 +18,7 @@ use crate::directory::Clash;
 use crate::directory::Directory;
 use crate::directory::Documents;
 use crate::directory::Key;
+use crate::grants;
 use crate::grpc::Limits;
 use crate::grpc::listener;
 use crate::grpc::tls;
@@ -72,6 +73,9 @@ pub struct Config {
     /// How keys are kept in memory.
     #[serde(default)]
     pub memory: mem::Config,
+    /// Grant tokens.
+    #[serde(default)]
+    pub grants: grants::Config,
     /// What it is read for: no part of the file, so that no file turns production into a
     /// playground.
     #[serde(skip, default = "production")]
@@ -505,6 +509,7 @@ impl Config {
         let anchor = |path: &mut PathBuf| *path = folder.join(&*path);
         self.tenants_file.as_mut().map(anchor);
         self.store.anchor(folder);
+        self.grants.anchor(folder);
         if let Some(tls) = &mut self.tls {
             anchor(&mut tls.certificate);
             anchor(&mut tls.private_key);

@@ -24,6 +24,7 @@ pub use key::Key;
 pub use key::KeyPolicy;
 pub use key::Limits;
 pub use key::Owner;
+pub use key::Revocation;
 pub use key::Role;
 pub use key::Standing;
 pub use key::Statement;

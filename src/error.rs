@@ -12,6 +12,7 @@ use crate::kms;
 use crate::message::Flaw;
 use crate::policy;
 use crate::quota;
+use crate::store;
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,18 @@ pub enum Error {
     /// The deadline passed.
     #[error("deadline passed")]
     Expired,
+    /// A living grant has the name, and is another one.
+    #[error("the name of the grant is taken")]
+    GrantNameTaken,
+    /// The grant says that it is not to be renewed.
+    #[error("the grant is not renewable")]
+    GrantNotRenewable,
+    /// As many grants of the key live as may.
+    #[error("{limit} grants of the key live")]
+    GrantsExhausted {
+        /// How many.
+        limit: usize,
+    },
     /// A field's value is not acceptable.
     #[error("{field}: {why}")]
     Invalid {
@@ -98,9 +111,9 @@ pub enum Error {
         /// The response's limit in bytes.
         limit: usize,
     },
-    /// What the store says of tenants counts, and it has not been heard of for too long.
-    #[error("the store is out of reach")]
-    StoreUnavailable,
+    /// What the store says counts, and it does not say it, or has not for long.
+    #[error("the store is out of reach: {0}")]
+    StoreUnavailable(Cow<'static, str>),
     /// Nothing moved on a stream for long.
     #[error("the stream stood still")]
     Stalled,
@@ -173,6 +186,12 @@ impl Unverified {
     }
 }
 
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        Self::StoreUnavailable(error.to_string().into())
+    }
+}
+
 impl From<Flaw> for Error {
     fn from(flaw: Flaw) -> Self {
         Self::Unverified(flaw.into())
@@ -221,13 +240,16 @@ impl Error {
             | Self::KmsUnavailable(_)
             | Self::Overloaded
             | Self::RateLimited(_)
-            | Self::StoreUnavailable
+            | Self::StoreUnavailable(_)
             | Self::Withdrawn => true,
             Self::Bug(_)
             | Self::Checksum(_)
             | Self::Context { .. }
             | Self::Denied(_)
             | Self::Expired
+            | Self::GrantNameTaken
+            | Self::GrantNotRenewable
+            | Self::GrantsExhausted { .. }
             | Self::Invalid { .. }
             | Self::KeyDisabled
             | Self::KeyPendingDeletion(_)
@@ -256,6 +278,9 @@ impl Error {
             Self::Context { .. } => "CONTEXT_INVALID",
             Self::Denied(_) => "POLICY_DENIED",
             Self::Expired | Self::Stalled => "DEADLINE_EXCEEDED",
+            Self::GrantNameTaken => "GRANT_NAME_TAKEN",
+            Self::GrantNotRenewable => "GRANT_NOT_RENEWABLE",
+            Self::GrantsExhausted { .. } => "GRANTS_EXHAUSTED",
             Self::Invalid { .. } => "FIELD_INVALID",
             Self::KeyDisabled => "KEY_DISABLED",
             Self::KeyPendingDeletion(_) => "KEY_PENDING_DELETION",
@@ -269,7 +294,7 @@ impl Error {
             Self::PlaintextTooLarge { .. } => "PLAINTEXT_TOO_LARGE",
             Self::RateLimited(_) => "RATE_LIMITED",
             Self::ResponseTooLarge { .. } => "RESPONSE_TOO_LARGE",
-            Self::StoreUnavailable => "STORE_UNAVAILABLE",
+            Self::StoreUnavailable(_) => "STORE_UNAVAILABLE",
             Self::TenantKmsConfigInvalid(_) => "TENANT_KMS_CONFIG_INVALID",
             Self::TenantKmsDenied(_) => "TENANT_KMS_DENIED",
             Self::TenantSuspended => "TENANT_SUSPENDED",

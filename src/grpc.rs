@@ -12,6 +12,7 @@ pub(crate) mod codec;
 mod connection;
 mod convert;
 mod driver;
+mod grants;
 pub mod listener;
 mod room;
 mod server;
@@ -80,6 +81,15 @@ pub mod pb {
         DecryptStreamStart,
         DecryptStreamChunk,
         DecryptStreamOutput,
+        DescribeKeyRequest,
+        Grant,
+        GrantConstraints,
+        CreateGrantRequest,
+        CreateGrantResponse,
+        ListGrantsResponse,
+        ListRetirableGrantsResponse,
+        RetireGrantRequest,
+        RenewGrantResponse,
         GenerateRandomResponse,
     );
 

@@ -17,6 +17,7 @@ pub use leaf::Leaf;
 pub use leaf::Refusal;
 pub use principal::Principal;
 pub use principal::PrincipalPattern;
+pub use principal::Shape;
 pub use rules::Caller;
 pub use rules::Config;
 pub use rules::Rules;

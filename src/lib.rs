@@ -24,6 +24,8 @@ pub mod quota;
 
 pub mod directory;
 
+pub mod grants;
+
 pub mod policy;
 
 pub mod datakeys;

@@ -13,7 +13,7 @@ mod flaw;
 mod frames;
 mod header;
 mod keys;
-mod reader;
+pub(crate) mod reader;
 pub mod stream;
 
 #[cfg(test)]

@@ -11,6 +11,11 @@ use crate::directory::Directory;
 use crate::directory::Key;
 use crate::directory::Role;
 use crate::directory::Standing;
+use crate::grants::Backing;
+use crate::grants::Basis;
+use crate::grants::Found;
+use crate::grants::Operation;
+use crate::grants::Use;
 use crate::identity::Caller;
 use crate::identity::Rules;
 use crate::message::EncryptionContext;
@@ -50,19 +55,21 @@ impl Policy {
     /// Whether `caller` may seal under the key `name`, adding the pairs `own` to the context.
     ///
     /// The context is the tenant's and key's own pairs, the tenant's fixed pairs, the caller's
-    /// captures and `own`.
+    /// captures and `own`. The key's policy is asked first; what it does not allow, a grant of
+    /// `grants` may.
     ///
     /// # Errors
-    /// [`Refused::Denied`], also for an `action` that does not seal; then [`Refused::Context`].
-    /// Never [`Refused::Mismatch`].
+    /// [`Refused::Denied`], also for an `action` that does not seal, or [`Refused::OutOfTouch`];
+    /// then [`Refused::Context`]. Never [`Refused::Mismatch`].
     pub fn authorize_seal(
         &self,
         caller: &Caller,
         action: Action,
         name: &KeyName,
         own: &[(String, String)],
+        grants: Backing<'_>,
     ) -> Result<Permit, Refused> {
-        let (key, rule) = self.allow(caller, action, Direction::Seal, name, |key| {
+        let (key, rule) = self.allow(caller, action, Direction::Seal, name, grants, |key| {
             sealing_context(key, caller, own)
         })?;
         check_standing(&key)?;
@@ -85,9 +92,9 @@ impl Policy {
     ///
     /// # Errors
     /// [`Refused::Mismatch`] when no `name` is given and the header names no key, then
-    /// [`Refused::Denied`], also for an `action` that does not open; then [`Refused::Context`]
-    /// for pairs in `own` that no caller may name; then [`Refused::Mismatch`] when the header is
-    /// another one.
+    /// [`Refused::Denied`], also for an `action` that does not open, or [`Refused::OutOfTouch`];
+    /// then [`Refused::Context`] for pairs in `own` that no caller may name; then
+    /// [`Refused::Mismatch`] when the header is another one.
     pub fn authorize_open(
         &self,
         caller: &Caller,
@@ -95,10 +102,13 @@ impl Policy {
         name: Option<&KeyName>,
         header: &EncryptionContext,
         own: &[(String, String)],
+        grants: Backing<'_>,
     ) -> Result<Permit, Refused> {
         let named = key_named(header);
         let name = name.or(named.as_ref()).ok_or(Mismatch::NoKey)?;
-        let (key, rule) = self.allow(caller, action, Direction::Open, name, |_| header.pairs())?;
+        let (key, rule) = self.allow(caller, action, Direction::Open, name, grants, |_| {
+            header.pairs()
+        })?;
         check_standing(&key)?;
         self.check_own(&key, own)?;
         let checked = match named.as_ref() == Some(key.name()) {
@@ -118,19 +128,40 @@ impl Policy {
         })
     }
 
-    /// The key `name`, if `caller` holds any role on it, and that role. Conditions bind the use
-    /// of a key and not the sight of it.
+    /// The key `name`, if `caller` holds any role on it or a grant of `grants` shows it, and which.
+    /// Conditions and constraints bind the use of a key and not the sight of it.
     ///
     /// # Errors
-    /// [`Denied`].
+    /// [`Refused::Denied`] or [`Refused::OutOfTouch`].
     pub fn authorize_describe(
         &self,
         caller: &Caller,
         name: &KeyName,
-    ) -> Result<(&Arc<Key>, Role), Denied> {
-        let key = self.directory.key(name).ok_or(Denied::UnknownKey)?;
-        let role = role_of(caller, key).ok_or(Denied::NoStatement)?;
-        Ok((key, role))
+        grants: Backing<'_>,
+    ) -> Result<(&Arc<Key>, Rule), Refused> {
+        let key = self.directory.key(name).ok_or_else(|| unknown(grants))?;
+        if let Some(role) = role_of(caller, key) {
+            return Ok((key, Rule::Policy(role)));
+        }
+        let wanted = Use::somewhere(key, caller.principal(), Operation::DescribeKey);
+        Ok((key, granted(&wanted, grants)?.ok_or(Denied::NoStatement)?))
+    }
+
+    /// The key `name`, and whether `caller` manages it.
+    ///
+    /// # Errors
+    /// [`Refused::Denied`] or [`Refused::OutOfTouch`] where there is no such key.
+    pub fn manages(
+        &self,
+        caller: &Caller,
+        name: &KeyName,
+        grants: Backing<'_>,
+    ) -> Result<(&Arc<Key>, Manages), Refused> {
+        let key = self.directory.key(name).ok_or_else(|| unknown(grants))?;
+        let mut administrators = key.policy().statements(Role::Administrator).iter();
+        let named = caller.tenant() == key.tenant().id()
+            && administrators.any(|one| one.principal().matches(caller.principal()));
+        Ok((key, if named { Manages::Yes } else { Manages::No }))
     }
 
     /// The keys of `tenant` on which `caller` holds any role, ordered by id, with the first such
@@ -144,16 +175,20 @@ impl Policy {
         keys.filter_map(|key| Some((key, role_of(caller, key)?)))
     }
 
-    /// The key, and the list in its policy that allows `action` with the context `pairs`.
+    /// The key, and what allows `action` with the context `pairs`: a list in its policy, or a grant.
     fn allow<'a, P: Iterator<Item = (&'a str, &'a str)>>(
         &'a self,
-        caller: &Caller,
+        caller: &'a Caller,
         action: Action,
         direction: Direction,
         name: &KeyName,
+        grants: Backing<'_>,
         pairs: impl Fn(&'a Key) -> P,
-    ) -> Result<(Arc<Key>, &'static str), Denied> {
-        let key = self.directory.key(name).ok_or(Denied::UnknownKey)?;
+    ) -> Result<(Arc<Key>, Rule), Refused> {
+        let Some(key) = self.directory.key(name) else {
+            // Where it can't be said of a key that exists, it is not said of one that does not.
+            return Err(unknown(grants));
+        };
         let mut denied = Denied::NoStatement;
         for role in roles(caller, key) {
             if action.direction() != direction || !allows(*role, direction) {
@@ -165,12 +200,24 @@ impl Policy {
                 }
                 let mut condition = statement.condition();
                 if condition.all(|wanted| pairs(key).any(|pair| pair == wanted)) {
-                    return Ok((key.clone(), role.label()));
+                    return Ok((key.clone(), Rule::Policy(*role)));
                 }
                 denied = Denied::Condition;
             }
         }
-        Err(denied)
+        if action.direction() != direction {
+            return Err(denied.into());
+        }
+        let operation = action.into();
+        let wanted = Use::new(key, caller.principal(), operation, pairs(key));
+        if let Some(rule) = granted(&wanted, grants)? {
+            return Ok((key.clone(), rule));
+        }
+        let somewhere = Use::somewhere(key, caller.principal(), operation);
+        if granted(&somewhere, grants)?.is_some() {
+            denied = Denied::Condition;
+        }
+        Err(denied.into())
     }
 
     /// Whether a caller may set the pairs `own` itself. Case does not count: a name that looks
@@ -235,7 +282,35 @@ pub struct Permit {
     key: Arc<Key>,
     action: Action,
     context: EncryptionContext,
-    rule: &'static str,
+    rule: Rule,
+}
+
+/// Whether somebody manages a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manages {
+    /// Not by the key's policy.
+    No,
+    /// As one of its administrators.
+    Yes,
+}
+
+/// What allows something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// A grant.
+    Grant(Basis),
+    /// The list of the key policy that gives this role.
+    Policy(Role),
+}
+
+impl Rule {
+    /// A stable name, for audit records: the list's own, or `grant`.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Grant(_) => "grant",
+            Self::Policy(role) => role.label(),
+        }
+    }
 }
 
 impl Permit {
@@ -259,9 +334,8 @@ impl Permit {
         &self.context
     }
 
-    /// The list of the key policy that allowed it: `users`, `encrypt_only`, `decrypt_only` or
-    /// `external_users`.
-    pub fn rule(&self) -> &'static str {
+    /// What allowed it.
+    pub fn rule(&self) -> Rule {
         self.rule
     }
 }
@@ -308,6 +382,19 @@ impl Action {
     }
 }
 
+impl From<Action> for Operation {
+    fn from(action: Action) -> Self {
+        match action {
+            Action::Decrypt => Self::Decrypt,
+            Action::Encrypt => Self::Encrypt,
+            Action::GenerateDataKey => Self::GenerateDataKey,
+            Action::GenerateDataKeyWithoutPlaintext => Self::GenerateDataKeyWithoutPlaintext,
+            Action::ReEncryptFrom => Self::ReEncryptFrom,
+            Action::ReEncryptTo => Self::ReEncryptTo,
+        }
+    }
+}
+
 /// Which way a key is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
@@ -330,6 +417,9 @@ pub enum Refused {
     /// other.
     #[error(transparent)]
     Mismatch(#[from] Mismatch),
+    /// No key policy allows it, and what grants say is not known at the moment.
+    #[error("the store of grants is out of reach")]
+    OutOfTouch,
     /// The key's tenant is suspended. Only an authorized caller learns it.
     #[error("the tenant is suspended")]
     Suspended,
@@ -338,11 +428,11 @@ pub enum Refused {
 /// Why a caller may not do something. For the audit record alone: to the caller all are one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Denied {
-    /// Statements name the caller, and the condition of none holds.
-    #[error("the context does not meet the key policy's condition")]
+    /// Statements or grants name the caller, and no condition or constraint holds.
+    #[error("the context meets no condition of the key policy and no grant's constraint")]
     Condition,
-    /// No statement allows it to the caller.
-    #[error("no statement of the key policy allows it")]
+    /// No statement and no grant allows it to the caller.
+    #[error("no statement of the key policy and no grant allows it")]
     NoStatement,
     /// There is no such tenant or key.
     #[error("there is no such key")]
@@ -448,6 +538,23 @@ fn check_standing(key: &Key) -> Result<(), Refused> {
     match key.tenant().standing() {
         Standing::Active => Ok(()),
         Standing::Suspended => Err(Refused::Suspended),
+    }
+}
+
+/// The grant that allows what the key's policy does not, if there is one.
+fn granted(wanted: &Use<'_>, grants: Backing<'_>) -> Result<Option<Rule>, Refused> {
+    match grants.find(wanted) {
+        Found::Allow(basis) => Ok(Some(Rule::Grant(basis))),
+        Found::Nothing => Ok(None),
+        Found::OutOfTouch => Err(Refused::OutOfTouch),
+    }
+}
+
+/// Why nobody may use a key that is not there.
+fn unknown(grants: Backing<'_>) -> Refused {
+    match grants.is_blind() {
+        true => Refused::OutOfTouch,
+        false => Denied::UnknownKey.into(),
     }
 }
 

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `config` | which engine, where, and how its server is known |
 //! | `engine`, `sqlite`, `postgres` | a connection to either, with what makes it safe |
+//! | `grants` | grants, and what has changed of them |
 //! | `pool` | connections, few and made slowly |
 //! | `schema` | the tables, and how older ones become them |
 //! | `tenants` | what there is to read and to change |
@@ -19,6 +20,7 @@ mod config;
 mod engine;
 mod error;
 mod freshness;
+pub mod grants;
 mod pool;
 mod postgres;
 mod schema;

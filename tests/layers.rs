@@ -17,7 +17,7 @@ use std::slice;
 /// trusted without the rest. From the tools that know nothing of the service, over who calls and
 /// what a message is, to keys and who may use them; then the operations, which know no gRPC; then
 /// gRPC, which knows no files; then what joins them all.
-const ORDER: [&str; 25] = [
+const ORDER: [&str; 26] = [
     "sync",
     "clock",
     "mem",
@@ -31,6 +31,7 @@ const ORDER: [&str; 25] = [
     "kms",
     "quota",
     "directory",
+    "grants",
     "policy",
     "datakeys",
     "store",

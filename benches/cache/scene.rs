@@ -13,6 +13,7 @@ use keybroker::datakeys::Config;
 use keybroker::datakeys::DataKeys;
 use keybroker::datakeys::Patience;
 use keybroker::directory::Directory;
+use keybroker::grants::Backing;
 use keybroker::identity::Caller;
 use keybroker::identity::Leaf;
 use keybroker::identity::Peer;
@@ -91,7 +92,7 @@ impl Scene {
         let own = own(customer);
         let permit = self
             .policy
-            .authorize_seal(caller, Action::Encrypt, name, &own);
+            .authorize_seal(caller, Action::Encrypt, name, &own, Backing::NONE);
         permit.unwrap()
     }
 
@@ -110,9 +111,14 @@ impl Scene {
         let envelope = Envelope::new(&context, std::slice::from_ref(&wrapped)).unwrap();
         let secret = kms::plaintext(&wrapped);
         let message = keybroker::message::seal(&secret, &envelope, b"", b"x").unwrap();
-        let permit =
-            self.policy
-                .authorize_open(caller, Action::Decrypt, Some(name), &context, &own);
+        let permit = self.policy.authorize_open(
+            caller,
+            Action::Decrypt,
+            Some(name),
+            &context,
+            &own,
+            Backing::NONE,
+        );
         (message, permit.unwrap())
     }
 

@@ -13,6 +13,7 @@ use crate::audit::json::Other;
 use crate::audit::json::Values;
 use crate::audit::json::put;
 use crate::audit::tally::Tally;
+use crate::grants::Id;
 use crate::name::KeyName;
 use crate::name::TenantId;
 
@@ -41,8 +42,14 @@ pub struct Record {
     pub plaintext_bytes: Option<usize>,
     /// The data keys used, two for a ReEncrypt, each with every KMS key that wrapped it.
     pub resources: Vec<Resource>,
-    /// The list of the key policy that allowed the call.
+    /// The list of the key policy that allowed the call, or `grant`.
     pub rule: Option<&'static str>,
+    /// The grant that allowed the call, or that it is about.
+    pub grant_id: Option<Id>,
+    /// What a call says of a grant; stands in no other call's line.
+    pub grant: Option<Box<Terms>>,
+    /// What kind of call it is.
+    pub category: Category,
     /// The generation of the directory that was in force.
     pub policy_generation: Option<u64>,
     /// Where the data key came from.
@@ -56,6 +63,38 @@ pub struct Record {
     pub stream: Option<Stream>,
     /// Why the call failed; `None` if it was served.
     pub failure: Option<Failure>,
+}
+
+/// What kind of call a record is of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Category {
+    /// One that uses a key, or looks at it.
+    #[default]
+    Data,
+    /// One that looks at what is managed.
+    Look,
+    /// One that changes it.
+    Manage,
+}
+
+/// What a call says of a grant, in the words of AWS KMS.
+#[derive(Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Terms {
+    /// Whom it is for.
+    pub grantee_principal: String,
+    /// Who may retire it.
+    pub retiring_principal: Option<String>,
+    /// What it allows.
+    pub operations: Vec<&'static str>,
+    /// How its pairs compare: `EncryptionContextEquals` or `EncryptionContextSubset`.
+    pub constraint: Option<&'static str>,
+    /// The names of its pairs; never values.
+    pub encryption_context_keys: Vec<String>,
+    /// Its name.
+    pub name: Option<String>,
+    /// How often it may be used.
+    pub max_uses: Option<u32>,
 }
 
 /// A stream's two records: one before its first byte leaves, one when it has ended.
@@ -201,7 +240,7 @@ impl Record {
             r#","eventSource":"keybroker","eventName":"#,
             event_name,
         );
-        line.extend_from_slice(br#","eventCategory":"Data","readOnly":true"#);
+        line.extend_from_slice(self.category.words());
         put(
             line,
             r#","userIdentity":"#,
@@ -251,6 +290,9 @@ impl Record {
         if let Some(items) = &self.items {
             put(line, r#","items":"#, Other(items.items()));
         }
+        if let Some(grant) = &self.grant {
+            put(line, r#","grant":"#, Other(grant));
+        }
         line.push(b'}');
     }
 
@@ -271,9 +313,10 @@ impl Record {
         put(line, r#","additionalEventData":{"rule":"#, self.rule);
         put(
             line,
-            r#","grantId":null,"policyGeneration":"#,
-            self.policy_generation,
+            r#","grantId":"#,
+            self.grant_id.map(|id| Other(id.to_string())),
         );
+        put(line, r#","policyGeneration":"#, self.policy_generation);
         put(line, r#","cache":"#, self.cache.map(Cache::name));
         let mut request_ids = self.kms_request_ids.iter().map(String::as_str);
         put(line, r#","kmsRequestID":"#, request_ids.next());
@@ -292,6 +335,16 @@ impl Record {
             put(line, r#","streamMessages":"#, stream.messages);
         }
         line.push(b'}');
+    }
+}
+
+impl Category {
+    fn words(self) -> &'static [u8] {
+        match self {
+            Self::Data => br#","eventCategory":"Data","readOnly":true"#,
+            Self::Look => br#","eventCategory":"Management","readOnly":true"#,
+            Self::Manage => br#","eventCategory":"Management","readOnly":false"#,
+        }
     }
 }
 

@@ -29,6 +29,8 @@ use crate::broker::binding::Fields;
 use crate::broker::binding::bound;
 use crate::broker::binding::bounded;
 use crate::broker::binding::invalid;
+use crate::broker::binding::refusal;
+use crate::broker::grants::Confirmed;
 use crate::broker::no_randomness;
 use crate::broker::opening::Request;
 use crate::crypto::Plaintext;
@@ -38,6 +40,8 @@ use crate::message::Message;
 use crate::message::SIDE_BY_SIDE;
 use crate::policy;
 use crate::policy::Action;
+use crate::policy::Denied;
+use crate::policy::Refused;
 
 /// A plaintext among several.
 pub struct Plain {
@@ -154,7 +158,7 @@ impl Call<'_> {
                 let alike = Alike::of(to, &[]);
                 groups.admit(place, length, alike, || {
                     let name = self.key_name(Fields::of(action).name, &to.name)?;
-                    self.permit_sealing(action, named.insert(name), &to.context)
+                    self.permit_sealing(action, named.insert(name), to)
                 })
             });
             if let Err(error) = admitted {
@@ -169,6 +173,9 @@ impl Call<'_> {
         group: Group,
         items: &[(usize, Plain)],
     ) -> (Group, Vec<Result<Done<Vec<u8>>, Error>>) {
+        if let Err(refused) = self.confirm_items(&group).await {
+            return (group, refused);
+        }
         let mut outcomes = Vec::with_capacity(group.items.len());
         let mut sealed = 0;
         while outcomes.len() < group.items.len() {
@@ -215,7 +222,31 @@ impl Call<'_> {
             }
         }
         self.note_more_plaintext(sealed);
+        let outcomes = self.still(&group, outcomes);
         (group, outcomes)
+    }
+
+    /// Takes the uses of a group's items, all or none. What there is instead if that fails.
+    async fn confirm_items<T>(&self, group: &Group) -> Result<(), Vec<Result<Done<T>, Error>>> {
+        let uses = u64::try_from(group.items.len()).unwrap_or(u64::MAX);
+        let why = match self.confirm(&group.permit, uses).await {
+            Ok(Confirmed::Yes) => return Ok(()),
+            Ok(Confirmed::No) => Refused::Denied(Denied::NoStatement),
+            Err(_) => Refused::OutOfTouch,
+        };
+        let refused = |_: &usize| Err(refusal(why.clone(), group.permit.action()));
+        Err(group.items.iter().map(refused).collect())
+    }
+
+    /// `outcomes`, unless what allowed them is gone.
+    fn still<T>(
+        &self,
+        group: &Group,
+        outcomes: Vec<Result<Done<T>, Error>>,
+    ) -> Vec<Result<Done<T>, Error>> {
+        let still = |done| self.stands(&group.permit).map(|()| done);
+        let outcomes = outcomes.into_iter();
+        outcomes.map(|outcome| outcome.and_then(still)).collect()
     }
 
     fn open_groups<'i>(
@@ -284,6 +315,10 @@ impl Call<'_> {
         let Some((first, _)) = members().next() else {
             return (group, outcomes);
         };
+        if let Err(refused) = self.confirm_items(&group).await {
+            outcomes.extend(refused);
+            return (group, outcomes);
+        }
         let data_keys = &self.broker.data_keys;
         let count = group.items.len();
         let opener = data_keys
@@ -320,6 +355,7 @@ impl Call<'_> {
             tokio::task::yield_now().await;
         }
         self.note_more_plaintext(opened);
+        let outcomes = self.still(&group, outcomes);
         (group, outcomes)
     }
 

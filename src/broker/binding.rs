@@ -5,6 +5,8 @@ use bytes::Bytes;
 
 use crate::broker::Call;
 use crate::error::Error;
+use crate::grants::MAX_TOKEN;
+use crate::grants::MAX_TOKENS;
 use crate::message::context;
 use crate::name::KeyName;
 use crate::policy::Action;
@@ -19,6 +21,8 @@ pub struct Binding {
     pub context: Pairs,
     /// Authenticated and not stored; empty for none.
     pub associated_data: Bytes,
+    /// Tokens of grants that may allow it.
+    pub tokens: Vec<String>,
 }
 
 /// Pairs of an encryption context, as they came.
@@ -65,6 +69,7 @@ pub(super) fn bound(action: Action, binding: &Binding) -> Result<(), Error> {
             error,
         },
     };
+    tokens_bound(&binding.tokens)?;
     if binding.context.len() > context::MAX_PAIRS {
         return Err(refused(None, context::Error::Many(binding.context.len())));
     }
@@ -92,6 +97,21 @@ pub(super) fn bound(action: Action, binding: &Binding) -> Result<(), Error> {
     }
 }
 
+/// Refuses more tokens than anybody needs, and longer ones than there are.
+pub(super) fn tokens_bound(tokens: &[String]) -> Result<(), Error> {
+    let length = |token: &String| (1..=MAX_TOKEN).contains(&token.len());
+    if tokens.len() <= MAX_TOKENS && tokens.iter().all(length) {
+        return Ok(());
+    }
+    let why = format!("more than {MAX_TOKENS} tokens, or one not of 1 to {MAX_TOKEN} characters");
+    Err(invalid("grant_tokens", why))
+}
+
+/// Nothing can be said of grants.
+pub(super) fn out_of_touch() -> Error {
+    Error::StoreUnavailable("not heard of for 5 s".into())
+}
+
 pub(super) fn bounded(field: &'static str, length: usize) -> Result<(), Error> {
     match length {
         0 => Err(invalid(field, "there is no plaintext in it".into())),
@@ -111,6 +131,7 @@ pub(super) fn refusal(refused: Refused, action: Action) -> Error {
         },
         Refused::Denied(denied) => Error::Denied(denied),
         Refused::Mismatch(mismatch) => Error::Unverified(mismatch.into()),
+        Refused::OutOfTouch => out_of_touch(),
         Refused::Suspended => Error::TenantSuspended,
     }
 }

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use crate::broker::Call;
 use crate::broker::binding::invalid;
+use crate::broker::binding::refusal;
+use crate::broker::binding::tokens_bound;
 use crate::directory::Key;
-use crate::directory::Role;
 use crate::error::Error;
 use crate::name::KeyId;
 use crate::name::TenantId;
+use crate::policy::Action;
 
 /// A page of keys.
 pub struct Page {
@@ -22,22 +24,27 @@ pub struct Page {
 pub struct Visible {
     /// The key.
     pub key: Arc<Key>,
-    /// The role that the caller holds on it, the first of several.
-    pub role: Role,
+    /// The list of its policy that names the caller, the first of several, or `grant`.
+    pub role: &'static str,
 }
 
 impl Call<'_> {
-    /// Describes a key on which the caller holds any role.
+    /// Describes a key on which the caller holds any role, or that a grant shows it.
     ///
     /// # Errors
     /// Those of the RPC.
-    pub fn describe_key(&self, name: &str) -> Result<Visible, Error> {
+    pub fn describe_key(&self, name: &str, tokens: &[String]) -> Result<Visible, Error> {
+        tokens_bound(tokens)?;
         let name = self.key_name("name", name)?;
         self.notes.add(|record| record.key = Some(name.clone()));
-        let (key, role) = self.policy.authorize_describe(&self.caller, &name)?;
+        let (key, rule) = self
+            .policy
+            .authorize_describe(&self.caller, &name, self.backing(tokens))
+            .map_err(|refused| refusal(refused, Action::Decrypt))?;
+        self.note_rule(&rule);
         Ok(Visible {
             key: Arc::clone(key),
-            role,
+            role: rule.label(),
         })
     }
 
@@ -63,7 +70,7 @@ impl Call<'_> {
             .filter(|(key, _)| key.name().key.as_str() > after)
             .map(|(key, role)| Visible {
                 key: Arc::clone(key),
-                role,
+                role: role.label(),
             });
         let keys: Vec<Visible> = visible.by_ref().take(size).collect();
         let more = visible.next().is_some();
@@ -74,7 +81,7 @@ impl Call<'_> {
         Ok(Page { keys, next })
     }
 
-    fn parent(&self, text: &str) -> Result<TenantId, Error> {
+    pub(super) fn parent(&self, text: &str) -> Result<TenantId, Error> {
         if text.is_empty() {
             return Ok(self.caller.tenant().clone());
         }

@@ -10,6 +10,7 @@ use crate::datakeys::Source;
 use crate::datakeys::Version;
 use crate::name::KeyName;
 use crate::policy::Permit;
+use crate::policy::Rule;
 
 impl Call<'_> {
     pub(super) fn note_request(&self, name: Option<&KeyName>, own: &Pairs) {
@@ -23,7 +24,16 @@ impl Call<'_> {
         self.notes.add(|record| {
             record.tenant = Some(permit.tenant().clone());
             record.key = Some(permit.key().name().clone());
-            record.rule = Some(permit.rule());
+        });
+        self.note_rule(&permit.rule());
+    }
+
+    pub(super) fn note_rule(&self, rule: &Rule) {
+        self.notes.add(|record| {
+            record.rule = Some(rule.label());
+            if let Rule::Grant(basis) = rule {
+                record.grant_id = Some(basis.id());
+            }
         });
     }
 

@@ -6,6 +6,7 @@ use crate::broker::Call;
 use crate::broker::binding::Fields;
 use crate::broker::binding::bound;
 use crate::broker::binding::refusal;
+use crate::broker::grants::Confirmed;
 use crate::datakeys::Opener;
 use crate::error::Error;
 use crate::message::EncryptionContext;
@@ -14,7 +15,6 @@ use crate::message::Message;
 use crate::name::KeyName;
 use crate::policy;
 use crate::policy::Action;
-use crate::policy::Denied;
 use crate::policy::Permit;
 use crate::policy::Refused;
 
@@ -52,8 +52,13 @@ impl Call<'_> {
             let named = policy::key_named(message.context());
             self.note_request(named.as_ref(), &request.from.context);
         }
-        let permit = self.permit_opening(request, message.context())?;
-        self.note_permit(&permit);
+        let permit = loop {
+            let permit = self.permit_opening(request, message.context())?;
+            self.note_permit(&permit);
+            if self.confirm(&permit, 1).await? == Confirmed::Yes {
+                break permit;
+            }
+        };
         self.note_context(&permit);
         let data_keys = &self.broker.data_keys;
         let opener = data_keys.opening(&permit, message, &self.patience).await;
@@ -93,16 +98,18 @@ impl Call<'_> {
     /// messages from bad ones.
     pub(super) fn flawed(&self, request: Request<'_>, flaw: Flaw) -> Error {
         match self.denied(request) {
-            Some(denied) => denied.into(),
+            Some(refused) => refused,
             None => flaw.into(),
         }
     }
 
     /// Why the caller may not open a message of which nothing is known but the key that the
     /// request names.
-    pub(super) fn denied(&self, request: Request<'_>) -> Option<Denied> {
+    pub(super) fn denied(&self, request: Request<'_>) -> Option<Error> {
         match self.authorize_open(request, &EncryptionContext::default()) {
-            Err(Refused::Denied(denied)) => Some(denied),
+            Err(refused @ (Refused::Denied(_) | Refused::OutOfTouch)) => {
+                Some(refusal(refused, request.action))
+            }
             Ok(_) | Err(Refused::Context(_) | Refused::Mismatch(_) | Refused::Suspended) => None,
         }
     }
@@ -113,7 +120,13 @@ impl Call<'_> {
         header: &EncryptionContext,
     ) -> Result<Permit, Refused> {
         let Request { action, from, name } = request;
-        self.policy
-            .authorize_open(&self.caller, action, name, header, &from.context)
+        self.policy.authorize_open(
+            &self.caller,
+            action,
+            name,
+            header,
+            &from.context,
+            self.backing(&from.tokens),
+        )
     }
 }

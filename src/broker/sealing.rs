@@ -3,10 +3,10 @@
 
 use crate::broker::Binding;
 use crate::broker::Call;
-use crate::broker::Pairs;
 use crate::broker::binding::Fields;
 use crate::broker::binding::bound;
 use crate::broker::binding::refusal;
+use crate::broker::grants::Confirmed;
 use crate::datakeys::Reserved;
 use crate::error::Error;
 use crate::name::KeyName;
@@ -14,27 +14,37 @@ use crate::policy::Action;
 use crate::policy::Permit;
 
 impl Call<'_> {
-    /// The permit to seal a message bound to `to`, noted.
-    pub(super) fn permit(&self, action: Action, to: &Binding) -> Result<Permit, Error> {
+    /// The permit to seal a message bound to `to`, noted, and confirmed where the store must.
+    pub(super) async fn permit(&self, action: Action, to: &Binding) -> Result<Permit, Error> {
         bound(action, to)?;
         let name = self.key_name(Fields::of(action).name, &to.name)?;
         self.note_request(Some(&name), &to.context);
-        let permit = self.permit_sealing(action, &name, &to.context)?;
-        self.note_permit(&permit);
-        self.note_context(&permit);
-        Ok(permit)
+        loop {
+            let permit = self.permit_sealing(action, &name, to)?;
+            self.note_permit(&permit);
+            if self.confirm(&permit, 1).await? == Confirmed::Yes {
+                self.note_context(&permit);
+                return Ok(permit);
+            }
+        }
     }
 
-    /// The permit to seal under the key `name`, with the pairs `own`.
+    /// The permit to seal under the key `name`, bound to `to`.
     pub(super) fn permit_sealing(
         &self,
         action: Action,
         name: &KeyName,
-        own: &Pairs,
+        to: &Binding,
     ) -> Result<Permit, Error> {
         let permit = self
             .policy
-            .authorize_seal(&self.caller, action, name, own)
+            .authorize_seal(
+                &self.caller,
+                action,
+                name,
+                &to.context,
+                self.backing(&to.tokens),
+            )
             .map_err(|refused| refusal(refused, action))?;
         self.check_freshness(&permit)?;
         Ok(permit)

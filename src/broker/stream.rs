@@ -17,6 +17,7 @@ use crate::datakeys;
 use crate::datakeys::Patience;
 use crate::datakeys::Version;
 use crate::error::Error;
+use crate::grants::Backing;
 use crate::identity::Session;
 use crate::message::EncryptedDataKey;
 use crate::message::Flaw;
@@ -48,6 +49,7 @@ pub struct Begun {
 pub struct Standing {
     permit: Permit,
     own: Pairs,
+    tokens: Vec<String>,
     cut: datakeys::Cut,
     wrapped: Vec<EncryptedDataKey>,
 }
@@ -88,12 +90,13 @@ impl Standing {
         let caller = session.caller(policy.rules()).ok_or(Error::Unmapped)?;
         broker.admit(policy.directory(), &caller)?;
         let (action, name) = (self.permit.action(), self.permit.key().name());
+        let grants = Backing::new(broker.grants().book(), &self.tokens);
         let permit = match action.direction() {
             Direction::Open => {
                 let header = self.permit.context();
-                policy.authorize_open(&caller, action, Some(name), header, &self.own)
+                policy.authorize_open(&caller, action, Some(name), header, &self.own, grants)
             }
-            Direction::Seal => policy.authorize_seal(&caller, action, name, &self.own),
+            Direction::Seal => policy.authorize_seal(&caller, action, name, &self.own, grants),
         };
         let permit = permit.map_err(|refused| refusal(refused, action))?;
         broker.check_freshness(permit.key().tenant().max_staleness())?;
@@ -209,7 +212,7 @@ impl Call<'_> {
     /// # Errors
     /// Those of the RPC.
     pub async fn encrypt_stream(&self, to: Binding, declared: Option<u64>) -> Result<Begun, Error> {
-        let permit = self.permit(Action::Encrypt, &to)?;
+        let permit = self.permit(Action::Encrypt, &to).await?;
         let reserved = self.reserve(&permit, declared).await?;
         let version = Arc::clone(reserved.version());
         let (sealing, header) = reserved
@@ -227,6 +230,7 @@ impl Call<'_> {
                 wrapped: sealing.wrapped(),
                 permit,
                 own: to.context,
+                tokens: to.tokens,
             },
             flow: Flow {
                 work: Work::Seal(sealing, bound),
@@ -252,8 +256,8 @@ impl Call<'_> {
         };
         match self.denied(header.request()) {
             // What a condition on the context says, the header decides.
-            None | Some(Denied::Condition) => Ok(header),
-            Some(denied @ (Denied::NoStatement | Denied::UnknownKey)) => Err(denied.into()),
+            None | Some(Error::Denied(Denied::Condition)) => Ok(header),
+            Some(refused) => Err(refused),
         }
     }
 
@@ -295,6 +299,7 @@ impl Call<'_> {
             cut: opening.cut(),
             wrapped: message.encrypted_data_keys().to_vec(),
             own: from.context.clone(),
+            tokens: from.tokens.clone(),
             permit,
         };
         let mut flow = Flow {

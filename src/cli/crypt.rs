@@ -4,6 +4,7 @@
 mod offline;
 
 use std::fs;
+use std::io::Read as _;
 use std::io::Write as _;
 use std::path::Path;
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use crate::cli::Failure;
 use crate::cli::connect;
 use crate::cli::input;
 use crate::cli::yield_bytes;
+use crate::grants::MAX_TOKEN;
 use crate::grpc::MAX_MESSAGE;
 use crate::grpc::client;
 use crate::message::Message;
@@ -50,6 +52,10 @@ struct Common {
     /// A pair of the encryption context, which is not secret; may be repeated.
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     context: Vec<(String, String)>,
+    /// A file with the token of a grant that allows it; needed only until the grant has come to
+    /// every replica. May be repeated.
+    #[arg(long, value_name = "FILE")]
+    grant_token_file: Vec<PathBuf>,
     /// A file with associated data, which the message is bound to and does not hold.
     #[arg(long, value_name = "FILE")]
     associated_data_file: Option<PathBuf>,
@@ -90,7 +96,7 @@ pub(super) async fn encrypt(args: EncryptArgs) -> Result<(), Failure> {
     }
     let client = common.connect.connect().await?;
     let plaintext = input(MAX_PLAINTEXT)?;
-    let to = common.binding(key, associated_data);
+    let to = common.binding(key, associated_data)?;
     let encrypted = client
         .encrypt(to, Bytes::from_owner(plaintext))
         .await
@@ -111,7 +117,7 @@ pub(super) async fn decrypt(args: DecryptArgs) -> Result<(), Failure> {
     }
     let client = common.connect.connect().await?;
     let message = Bytes::from_owner(input(MAX_MESSAGE)?);
-    let from = common.binding(key, associated_data);
+    let from = common.binding(key, associated_data)?;
     let decrypted = client
         .decrypt(from, message.clone())
         .await
@@ -120,12 +126,14 @@ pub(super) async fn decrypt(args: DecryptArgs) -> Result<(), Failure> {
 }
 
 impl Common {
-    fn binding(&self, name: String, associated_data: Vec<u8>) -> Binding {
-        Binding {
+    fn binding(&self, name: String, associated_data: Vec<u8>) -> Result<Binding, Failure> {
+        let tokens = self.grant_token_file.iter().map(|path| token(path));
+        Ok(Binding {
             name,
             context: self.context.clone(),
             associated_data: associated_data.into(),
-        }
+            tokens: tokens.collect::<Result<_, _>>()?,
+        })
     }
 
     async fn site(&self) -> Result<offline::Site, Failure> {
@@ -150,6 +158,20 @@ impl Common {
         }
         Ok(bytes)
     }
+}
+
+/// The grant token in the file at `path`.
+pub(super) fn token(path: &Path) -> Result<String, Failure> {
+    let unreadable = |why: &dyn std::fmt::Display| {
+        let sentence = format!("cannot read a grant token from {}: {why}", path.display());
+        Failure::new(Exit::NoInput, sentence)
+    };
+    let mut text = String::new();
+    let most = u64::try_from(MAX_TOKEN + 1).unwrap_or(u64::MAX);
+    fs::File::open(path)
+        .and_then(|file| file.take(most).read_to_string(&mut text))
+        .map_err(|error| unreadable(&error))?;
+    Ok(text.trim_end().to_owned())
 }
 
 /// To the broker all broken messages are one; whoever holds the bytes may know more.
@@ -209,7 +231,7 @@ fn put(output: &Path, bytes: &[u8]) -> Result<(), Failure> {
     Ok(())
 }
 
-fn pair(text: &str) -> Result<(String, String), &'static str> {
+pub(super) fn pair(text: &str) -> Result<(String, String), &'static str> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() && !value.is_empty() => {
             Ok((name.to_owned(), value.to_owned()))

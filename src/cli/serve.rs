@@ -4,6 +4,7 @@
 mod follow;
 pub(super) mod keyring;
 mod reload;
+mod tokens;
 mod warm;
 
 use std::net::SocketAddr;
@@ -22,6 +23,7 @@ use crate::admin::Admin;
 use crate::audit::Audit;
 use crate::audit::Sink;
 use crate::broker::Broker;
+use crate::broker::Grants;
 use crate::cli::ConfigArg;
 use crate::cli::Exit;
 use crate::cli::Failure;
@@ -131,12 +133,14 @@ impl Broking {
         let nobody = Arc::new(Directory::default());
         let policy = Policy::new(nobody, Arc::clone(&configured.rules))
             .map_err(|error| Failure::config(&error))?;
+        let store = Arc::new(stored::open(&config.store)?);
+        let keys = tokens::keys(&config)?;
+        let grants = Grants::new(Arc::clone(&store), keys, Arc::clone(&clock));
         // Its bounds are checked: what is none has no time at all.
         let limit = staleness(config.store.max_staleness).unwrap_or_default();
         let freshness = Arc::new(Freshness::new(Arc::clone(&clock), limit));
-        let broker = Broker::new(policy, quotas, data_keys).following(Arc::clone(&freshness));
-        let broker = Arc::new(broker);
-        let store = stored::open(&config.store)?;
+        let broker = Broker::new(policy, quotas, data_keys, grants);
+        let broker = Arc::new(broker.following(Arc::clone(&freshness)));
         let follower = Arc::new(Follower::new(
             path.to_owned(),
             store,

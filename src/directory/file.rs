@@ -22,6 +22,7 @@ use super::key::Key;
 use super::key::KeyPolicy;
 use super::key::Limits;
 use super::key::Pairs;
+use super::key::Revocation;
 use super::key::Role;
 use super::key::Standing;
 use super::key::Statement;
@@ -74,6 +75,9 @@ pub enum Fault {
     /// There are more names than a context has pairs, or one is longer than any of them.
     #[error("audit_context may hold {pairs} names of up to {length} bytes", pairs = context::MAX_PAIRS, length = context::MAX_NAME)]
     AuditContext,
+    /// Grants could live for no time, or for too long.
+    #[error("grants.max_lifetime is {0}; it must be 1s to 12h")]
+    GrantLifetime(String),
     /// There is no KMS key.
     #[error("kms names no KMS key")]
     NoKms,
@@ -281,6 +285,7 @@ impl<'a> Reader<'a> {
             audit_context,
             rate,
             max_staleness,
+            revocation,
             key,
         } = raw;
         let tenant = self
@@ -289,6 +294,7 @@ impl<'a> Reader<'a> {
                 let audit_context = audited(audit_context)?;
                 Ok(Tenant {
                     audit_context,
+                    revocation,
                     ..tenant
                 })
             })
@@ -341,6 +347,7 @@ impl<'a> Reader<'a> {
                 Some(rate) => Some(Rate::new(rate).ok_or(Fault::Rate(rate))?),
                 None => None,
             },
+            revocation: Revocation::default(),
         })
     }
 
@@ -356,6 +363,7 @@ impl<'a> Reader<'a> {
             external_users,
             shared_captures,
             cache,
+            grants,
         } = raw;
         let name = KeyName {
             tenant: tenant.id.clone(),
@@ -370,6 +378,7 @@ impl<'a> Reader<'a> {
             owner,
             generation: super::FIRST_GENERATION,
             limits: limits(cache)?,
+            grant_ceiling: grant_ceiling(grants.max_lifetime)?,
             policy: KeyPolicy {
                 administrators: self.statements(Role::Administrator, administrators)?,
                 users: self.statements(Role::User, users)?,
@@ -560,6 +569,17 @@ const LEAST_STALENESS: Duration = Duration::from_secs(5);
 const MOST_STALENESS: Duration = Duration::from_hours(24);
 /// Below it nearly every message would ask KMS.
 const LEAST_AGE: Duration = Duration::from_secs(1);
+
+fn grant_ceiling(lifetime: Option<SignedDuration>) -> Result<Duration, Fault> {
+    let Some(lifetime) = lifetime else {
+        return Ok(Key::LONGEST_GRANT);
+    };
+    let span = Duration::try_from(lifetime).unwrap_or_default();
+    match (Duration::from_secs(1)..=Key::LONGEST_GRANT).contains(&span) {
+        true => Ok(span),
+        false => Err(Fault::GrantLifetime(format!("{lifetime:#}"))),
+    }
+}
 
 fn max_age(age: SignedDuration) -> Result<Duration, Fault> {
     let ceiling = Limits::CEILING.max_age;

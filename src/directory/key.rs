@@ -25,6 +25,24 @@ pub struct Tenant {
     pub(super) context: Pairs,
     pub(super) audit_context: Box<[String]>,
     pub(super) rate: Option<Rate>,
+    pub(super) revocation: Revocation,
+}
+
+/// How soon a grant that was ended allows nothing any more, on any replica.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Revocation {
+    /// Within a second as a rule, and within five at most.
+    #[default]
+    Bounded,
+    /// At once: each use asks the store.
+    Strict,
+}
+
+impl Revocation {
+    pub(super) fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl Tenant {
@@ -68,6 +86,11 @@ impl Tenant {
     pub fn rate(&self) -> Option<Rate> {
         self.rate
     }
+
+    /// How soon the end of a grant for one of its keys counts everywhere.
+    pub fn revocation(&self) -> Revocation {
+        self.revocation
+    }
 }
 
 /// Whether a tenant may do anything.
@@ -90,11 +113,15 @@ pub struct Key {
     pub(super) owner: Owner,
     pub(super) generation: u64,
     pub(super) limits: Limits,
+    pub(super) grant_ceiling: Duration,
     pub(super) policy: KeyPolicy,
     pub(super) shared_captures: Box<[Arc<str>]>,
 }
 
 impl Key {
+    /// How long any grant may live, renewals included.
+    pub const LONGEST_GRANT: Duration = Duration::from_secs(12 * 3600);
+
     /// The full name.
     pub fn name(&self) -> &KeyName {
         &self.name
@@ -147,6 +174,11 @@ impl Key {
         ]
         .into_iter()
         .chain(self.tenant.context())
+    }
+
+    /// How long its grants may live, renewals included.
+    pub fn grant_ceiling(&self) -> Duration {
+        self.grant_ceiling
     }
 
     /// Who may do what with it.

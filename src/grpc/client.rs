@@ -2,6 +2,7 @@
 //! checksums, and gives plain types back.
 
 mod address;
+mod grants;
 mod route;
 
 use std::error::Error as StdError;
@@ -28,6 +29,9 @@ use zeroize::Zeroizing;
 pub use address::Address;
 pub use address::MalformedAddress;
 pub use address::Place;
+pub use grants::Grant;
+pub use grants::Which;
+pub use grants::Wish;
 
 use crate::broker::Binding;
 use crate::grpc::MAX_MESSAGE;
@@ -91,6 +95,7 @@ impl Client {
             plaintext,
             encryption_context: to.context.into_iter().collect(),
             associated_data: to.associated_data,
+            grant_tokens: to.tokens,
         };
         let response = self
             .call(async |service| service.encrypt(timed(request.clone())).await)
@@ -119,6 +124,7 @@ impl Client {
             ciphertext,
             encryption_context: from.context.into_iter().collect(),
             associated_data: from.associated_data,
+            grant_tokens: from.tokens,
         };
         let response = self
             .call(async |service| service.decrypt(timed(request.clone())).await)
@@ -181,13 +187,21 @@ impl Client {
         &self,
         attempt: impl AsyncFn(&mut KeyBrokerServiceClient<Channel>) -> Result<Response<T>, Status>,
     ) -> Result<T, Error> {
-        let mut service = KeyBrokerServiceClient::new(self.channel.clone())
+        let service = KeyBrokerServiceClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE);
+        self.again(async || attempt(&mut service.clone()).await)
+            .await
+    }
+
+    async fn again<T>(
+        &self,
+        attempt: impl AsyncFn() -> Result<Response<T>, Status>,
+    ) -> Result<T, Error> {
         let mut pause = FIRST_PAUSE;
         let mut left = ATTEMPTS;
         loop {
             left -= 1;
-            match attempt(&mut service).await {
+            match attempt().await {
                 Ok(response) => return Ok(response.into_inner()),
                 Err(status) if left > 0 && passes(&status) && !self.is_refused() => {
                     let asked = status

@@ -45,12 +45,13 @@ impl TryFrom<pb::EncryptRequest> for Encrypt {
             associated_data,
             plaintext_crc32c,
             associated_data_crc32c,
+            grant_tokens,
         } = request;
         let verified = [
             verify("plaintext", &plaintext, plaintext_crc32c)?,
             verify("associated_data", &associated_data, associated_data_crc32c)?,
         ];
-        let to = binding(name, encryption_context, associated_data);
+        let to = binding(name, encryption_context, associated_data, grant_tokens);
         Ok(Self {
             to,
             plaintext,
@@ -122,12 +123,13 @@ impl TryFrom<pb::DecryptRequest> for Decrypt {
             associated_data,
             ciphertext_crc32c,
             associated_data_crc32c,
+            grant_tokens,
         } = request;
         let verified = [
             verify("ciphertext", &ciphertext, ciphertext_crc32c)?,
             verify("associated_data", &associated_data, associated_data_crc32c)?,
         ];
-        let from = binding(name, encryption_context, associated_data);
+        let from = binding(name, encryption_context, associated_data, grant_tokens);
         Ok(Self {
             from,
             ciphertext,
@@ -237,6 +239,7 @@ impl TryFrom<pb::ReEncryptRequest> for ReEncrypt {
             ciphertext_crc32c,
             source_associated_data_crc32c,
             destination_associated_data_crc32c,
+            grant_tokens,
         } = request;
         let verified = [
             verify("ciphertext", &ciphertext, ciphertext_crc32c)?,
@@ -256,12 +259,14 @@ impl TryFrom<pb::ReEncryptRequest> for ReEncrypt {
                 source_name,
                 source_encryption_context,
                 source_associated_data,
+                grant_tokens.clone(),
             ),
             ciphertext,
             to: binding(
                 destination_name,
                 destination_encryption_context,
                 destination_associated_data,
+                grant_tokens,
             ),
             verified,
         })
@@ -310,9 +315,10 @@ impl TryFrom<pb::GenerateDataKeyRequest> for GenerateDataKey {
             encryption_context,
             associated_data,
             associated_data_crc32c,
+            grant_tokens,
         } = request;
         let verified = verify("associated_data", &associated_data, associated_data_crc32c)?;
-        let to = binding(name, encryption_context, associated_data);
+        let to = binding(name, encryption_context, associated_data, grant_tokens);
         Ok(Self {
             to,
             length: length(number_of_bytes)?,
@@ -331,9 +337,10 @@ impl TryFrom<pb::GenerateDataKeyWithoutPlaintextRequest> for GenerateDataKey {
             encryption_context,
             associated_data,
             associated_data_crc32c,
+            grant_tokens,
         } = request;
         let verified = verify("associated_data", &associated_data, associated_data_crc32c)?;
-        let to = binding(name, encryption_context, associated_data);
+        let to = binding(name, encryption_context, associated_data, grant_tokens);
         Ok(Self {
             to,
             length: length(number_of_bytes)?,
@@ -399,7 +406,7 @@ pub(super) fn key(visible: &Visible) -> pb::Key {
         name: key.name().to_string(),
         kms_keys: names(key.kms().versions().map(KmsKeys::generator)),
         additional_kms_keys: names(key.kms().versions().filter_map(KmsKeys::additional)),
-        role: role.label().to_owned(),
+        role: (*role).to_owned(),
         data_key_limits: Some(pb::DataKeyLimits {
             max_age_seconds: key.limits().max_age.as_secs(),
             max_messages: key.limits().max_messages,
@@ -419,11 +426,17 @@ pub(super) fn page(page: &Page) -> pb::ListKeysResponse {
     }
 }
 
-fn binding(name: String, context: BTreeMap<String, String>, associated_data: Bytes) -> Binding {
+fn binding(
+    name: String,
+    context: BTreeMap<String, String>,
+    associated_data: Bytes,
+    tokens: Vec<String>,
+) -> Binding {
     Binding {
         name,
         context: context.into_iter().collect(),
         associated_data,
+        tokens,
     }
 }
 

@@ -41,7 +41,7 @@ pub(super) struct Service(pub(super) Arc<Broker>);
 
 impl Service {
     /// Has the caller pay for the request, runs the call, and notes why it failed.
-    async fn serve<Q: prost::Message, P>(
+    pub(super) async fn serve<Q: prost::Message, P>(
         &self,
         request: Request<Q>,
         run: impl AsyncFnOnce(Call<'_>, Q) -> Result<P, Error>,
@@ -291,8 +291,8 @@ impl KeyBrokerService for Service {
         request: Request<pb::DescribeKeyRequest>,
     ) -> Result<Response<pb::DescribeKeyResponse>, Status> {
         self.serve(request, async |call, request| {
-            let pb::DescribeKeyRequest { name } = request;
-            let key = convert::key(&call.describe_key(&name)?);
+            let pb::DescribeKeyRequest { name, grant_tokens } = request;
+            let key = convert::key(&call.describe_key(&name, &grant_tokens)?);
             Ok(pb::DescribeKeyResponse { key: Some(key) })
         })
         .await

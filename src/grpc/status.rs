@@ -59,7 +59,7 @@ fn code(error: &Error) -> Code {
         Error::AuditUnavailable(_)
         | Error::KmsThrottled { .. }
         | Error::KmsUnavailable(_)
-        | Error::StoreUnavailable
+        | Error::StoreUnavailable(_)
         | Error::Withdrawn => Code::Unavailable,
         Error::Bug(_) | Error::KmsAccessDenied(_) => Code::Internal,
         Error::Checksum(_)
@@ -71,15 +71,18 @@ fn code(error: &Error) -> Code {
         | Error::Unverified(_) => Code::InvalidArgument,
         Error::Denied(_) | Error::Unmapped => Code::PermissionDenied,
         Error::Expired | Error::Stalled => Code::DeadlineExceeded,
-        Error::KeyDisabled
+        Error::GrantNotRenewable
+        | Error::KeyDisabled
         | Error::KeyPendingDeletion(_)
         | Error::TenantKmsConfigInvalid(_)
         | Error::TenantKmsDenied(_)
         | Error::TenantSuspended => Code::FailedPrecondition,
+        Error::GrantNameTaken => Code::AlreadyExists,
         Error::MethodUnknown => Code::Unimplemented,
-        Error::Overloaded | Error::RateLimited(_) | Error::ResponseTooLarge { .. } => {
-            Code::ResourceExhausted
-        }
+        Error::GrantsExhausted { .. }
+        | Error::Overloaded
+        | Error::RateLimited(_)
+        | Error::ResponseTooLarge { .. } => Code::ResourceExhausted,
         Error::Unauthenticated(_) => Code::Unauthenticated,
     }
 }
@@ -104,6 +107,18 @@ fn sentence(error: &Error) -> String {
                 .into()
         }
         Error::Expired => "the deadline passed before the call was done: allow it more time".into(),
+        Error::GrantNameTaken => {
+            "a grant that you made of this key and that lives has this name and other parameters: \
+             choose another name, or end that grant"
+                .into()
+        }
+        Error::GrantNotRenewable => {
+            "the grant says that it may not be renewed: make a new one, with renewable_for_seconds"
+                .into()
+        }
+        Error::GrantsExhausted { limit } => {
+            format!("{limit} grants of this key live: revoke some, or have them expire sooner")
+        }
         Error::Invalid { field, why } => format!("{field}: {why}"),
         Error::KeyDisabled => {
             "the KMS key behind this key is disabled: ask its administrators to enable it".into()
@@ -157,9 +172,9 @@ fn sentence(error: &Error) -> String {
              when its bytes are there"
                 .into()
         }
-        Error::StoreUnavailable => {
-            "the broker has lost touch with its store for too long to go by what it knew: try \
-             again later"
+        Error::StoreUnavailable(_) => {
+            "the broker's store does not answer, or has not for too long to go by what was known: \
+             try again later"
                 .into()
         }
         Error::TenantKmsConfigInvalid(_) => {
@@ -260,9 +275,9 @@ fn metadata(error: &Error) -> HashMap<String, String> {
         Error::Context { field, .. } | Error::Invalid { field, .. } => {
             pair("field", (*field).into())
         }
-        Error::MessageTooLarge { limit } | Error::ResponseTooLarge { limit } => {
-            pair("limit", limit.to_string())
-        }
+        Error::GrantsExhausted { limit }
+        | Error::MessageTooLarge { limit }
+        | Error::ResponseTooLarge { limit } => pair("limit", limit.to_string()),
         Error::RateLimited(exceeded) => HashMap::from([
             ("scope".to_owned(), exceeded.scope.label().to_owned()),
             ("limit".to_owned(), exceeded.rate.to_string()),
@@ -275,6 +290,8 @@ fn metadata(error: &Error) -> HashMap<String, String> {
         | Error::Bug(_)
         | Error::Denied(_)
         | Error::Expired
+        | Error::GrantNameTaken
+        | Error::GrantNotRenewable
         | Error::KeyDisabled
         | Error::KeyPendingDeletion(_)
         | Error::KmsAccessDenied(_)
@@ -284,7 +301,7 @@ fn metadata(error: &Error) -> HashMap<String, String> {
         | Error::MethodUnknown
         | Error::Overloaded
         | Error::Stalled
-        | Error::StoreUnavailable
+        | Error::StoreUnavailable(_)
         | Error::TenantKmsConfigInvalid(_)
         | Error::TenantKmsDenied(_)
         | Error::TenantSuspended
@@ -313,7 +330,10 @@ fn describe(error: &Error, request_id: &str, details: &mut ErrorDetails) {
         Error::RateLimited(exceeded) => {
             details.add_quota_failure_violation(exceeded.scope.label(), sentence(error));
         }
-        Error::KeyDisabled | Error::KeyPendingDeletion(_) | Error::TenantSuspended => {
+        Error::GrantNotRenewable
+        | Error::KeyDisabled
+        | Error::KeyPendingDeletion(_)
+        | Error::TenantSuspended => {
             details.add_precondition_failure_violation(error.reason(), "", sentence(error));
         }
         Error::TenantKmsConfigInvalid(_) => {
@@ -330,15 +350,19 @@ fn describe(error: &Error, request_id: &str, details: &mut ErrorDetails) {
         Error::Unauthenticated(_) => {
             details.add_help_link("how the broker knows its callers", HELP);
         }
+        Error::GrantsExhausted { .. } => {
+            details.add_quota_failure_violation("grants", sentence(error));
+        }
         Error::AuditUnavailable(_)
         | Error::Expired
+        | Error::GrantNameTaken
         | Error::KmsThrottled { .. }
         | Error::KmsUnavailable(_)
         | Error::MethodUnknown
         | Error::Overloaded
         | Error::ResponseTooLarge { .. }
         | Error::Stalled
-        | Error::StoreUnavailable
+        | Error::StoreUnavailable(_)
         | Error::Unverified(_)
         | Error::Withdrawn => {}
     }
@@ -359,6 +383,9 @@ fn pause(error: &Error) -> Option<Duration> {
         | Error::Context { .. }
         | Error::Denied(_)
         | Error::Expired
+        | Error::GrantNameTaken
+        | Error::GrantNotRenewable
+        | Error::GrantsExhausted { .. }
         | Error::Invalid { .. }
         | Error::KeyDisabled
         | Error::KeyPendingDeletion(_)
@@ -371,7 +398,7 @@ fn pause(error: &Error) -> Option<Duration> {
         | Error::PlaintextTooLarge { .. }
         | Error::ResponseTooLarge { .. }
         | Error::Stalled
-        | Error::StoreUnavailable
+        | Error::StoreUnavailable(_)
         | Error::TenantKmsConfigInvalid(_)
         | Error::TenantKmsDenied(_)
         | Error::TenantSuspended

@@ -38,6 +38,7 @@ use crate::error::Error;
 use crate::error::Unauthenticated;
 use crate::grpc::connection::Connection;
 use crate::grpc::driver::step_aside;
+use crate::grpc::pb::grant_service_server::GrantServiceServer;
 use crate::grpc::pb::key_broker_service_server::KeyBrokerServiceServer;
 use crate::grpc::service::Service;
 use crate::grpc::service::failure;
@@ -88,13 +89,33 @@ pub(super) struct Rpc {
     /// The name without its service.
     pub(super) name: Arc<str>,
     /// What serves it.
-    pub(super) service: KeyBrokerServiceServer<Service>,
+    pub(super) service: Contract,
     /// The longest request that it takes, in bytes.
     pub(super) limit: usize,
     /// How much longer than its request an answer can be, in bytes. Those of a stream are bounded
     /// one by one.
     pub(super) answer: usize,
     pub(super) work: Work,
+}
+
+/// The service that an RPC is of.
+#[derive(Clone)]
+pub(super) enum Contract {
+    Grants(GrantServiceServer<Service>),
+    Keys(KeyBrokerServiceServer<Service>),
+}
+
+impl Contract {
+    async fn call(self, request: http::Request<Body>) -> http::Response<Body> {
+        let served = match self {
+            Self::Grants(mut service) => service.call(request).await,
+            Self::Keys(mut service) => service.call(request).await,
+        };
+        match served {
+            Ok(response) => response,
+            Err(never) => match never {},
+        }
+    }
 }
 
 /// How much an RPC has to do.
@@ -357,10 +378,7 @@ impl Inner {
             Work::Long | Work::Stream => step_aside().await,
             Work::Short => {}
         }
-        let response = match rpc.service.clone().call(request).await {
-            Ok(response) => response,
-            Err(never) => match never {},
-        };
+        let response = rpc.service.clone().call(request).await;
         let response = match place {
             // A refusal may be held back, and shall not keep others from the room.
             Some(place) if response_status(&response).is_none() => place.hold(response),

@@ -89,9 +89,88 @@ impl PrincipalPattern {
         }
     }
 
+    /// The only principal that is meant, if it is one alone.
+    pub fn principal(&self) -> Option<Principal> {
+        match self.kind {
+            Kind::Exact => Some(Principal(Arc::clone(&self.text))),
+            Kind::Segments | Kind::Unix(_) => None,
+        }
+    }
+
+    /// What it has in common with all patterns that compare the same parts of a principal.
+    pub fn shape(&self) -> Shape {
+        match self.kind {
+            Kind::Exact => Shape::Exact,
+            Kind::Segments => Shape::Stars(self.text.split('/').map(|part| part == "*").collect()),
+            Kind::Unix(Half::Uid(_)) => Shape::Uid,
+            Kind::Unix(Half::Gid(_)) => Shape::Gid,
+        }
+    }
+
     /// The pattern as it was written.
     pub fn as_str(&self) -> &str {
         &self.text
+    }
+}
+
+/// What patterns have in common of which at most one means a given principal: so that among any
+/// number of them that one is found by its text.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Shape {
+    /// All of the principal counts.
+    Exact,
+    /// The group of Unix credentials.
+    Gid,
+    /// Between slashes, what is not true here.
+    Stars(Box<[bool]>),
+    /// The user of Unix credentials.
+    Uid,
+}
+
+impl Shape {
+    /// Appends the text of the pattern of this shape that means `principal`; false if there is none.
+    pub fn write(&self, principal: &Principal, text: &mut Vec<u8>) -> bool {
+        let credentials = || Credentials::parse(&principal.0);
+        match self {
+            Self::Exact => {
+                text.extend_from_slice(principal.0.as_bytes());
+                true
+            }
+            Self::Gid => write_half("gid", credentials().and_then(|peer| peer.gid), text),
+            Self::Stars(stars) => write_stars(stars, principal, text),
+            Self::Uid => write_half("uid", credentials().and_then(|peer| peer.uid), text),
+        }
+    }
+}
+
+fn write_half(name: &str, number: Option<u32>, text: &mut Vec<u8>) -> bool {
+    if let Some(number) = number {
+        text.extend_from_slice(format!("unix:{name}={number}").as_bytes());
+    }
+    number.is_some()
+}
+
+fn write_stars(stars: &[bool], principal: &Principal, text: &mut Vec<u8>) -> bool {
+    let mut parts = principal.0.split('/');
+    for (place, star) in stars.iter().enumerate() {
+        let Some(part) = parts.next() else {
+            return false;
+        };
+        if place > 0 {
+            text.push(b'/');
+        }
+        text.extend_from_slice(if *star { b"*" } else { part.as_bytes() });
+    }
+    parts.next().is_none()
+}
+
+impl FromStr for Principal {
+    type Err = MalformedPattern;
+
+    /// Reads the text of an identity in its one spelling.
+    fn from_str(text: &str) -> Result<Self, MalformedPattern> {
+        let pattern: PrincipalPattern = text.parse()?;
+        pattern.principal().ok_or(MalformedPattern)
     }
 }
 
@@ -232,6 +311,63 @@ mod tests {
         }
         for pattern in ["unix:uid=100", "unix:gid=1000", "unix:uid=1000,gid=1"] {
             assert!(!matches(pattern, peer), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn the_pattern_of_a_shape_that_means_a_principal_is_found_by_its_text() {
+        let patterns = [
+            "spiffe://d/a/b",
+            "spiffe://d/a/c",
+            "spiffe://d/*/b",
+            "spiffe://d/a/*",
+            "spiffe://d/*/*",
+            "spiffe://d/*",
+            "spiffe://e/*/b",
+            "dns:a.example",
+            "unix:uid=1",
+            "unix:uid=2",
+            "unix:gid=1",
+            "unix:uid=1,gid=1",
+        ];
+        let principals = [
+            "spiffe://d/a/b",
+            "spiffe://d/a/c",
+            "spiffe://e/a/b",
+            "spiffe://d/a",
+            "spiffe://d/a/b/c",
+            "dns:a.example",
+            "dns:b.example",
+            "unix:uid=1,gid=1",
+            "unix:uid=1,gid=2",
+            "unix:uid=2,gid=1",
+        ];
+        for pattern in patterns {
+            let parsed: PrincipalPattern = pattern.parse().unwrap();
+            for principal in principals {
+                let mut text = Vec::new();
+                let principal: Principal = principal.parse().unwrap();
+                let found = parsed.shape().write(&principal, &mut text);
+                let found = found && text == pattern.as_bytes();
+                assert_eq!(found, parsed.matches(&principal), "{pattern} {principal}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_whole_identity_is_a_principal() {
+        for good in ["spiffe://d/a", "dns:a.example", "unix:uid=1,gid=2"] {
+            assert_eq!(good.parse::<Principal>().unwrap().as_str(), good);
+        }
+        for bad in [
+            "",
+            "spiffe://d/*",
+            "spiffe://d",
+            "unix:uid=1",
+            "unix:uid=01,gid=1",
+            "web",
+        ] {
+            assert!(bad.parse::<Principal>().is_err(), "{bad}");
         }
     }
 

@@ -1,17 +1,17 @@
 //! Takes fields off the front of received bytes: every length is checked, nothing is copied.
 
 /// The bytes that have not been read yet.
-pub(super) struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     rest: &'a [u8],
     missing: usize,
 }
 
 /// The bytes end before the field does.
 #[derive(Debug)]
-pub(super) struct Short;
+pub(crate) struct Short;
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Self {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
         Self {
             rest: bytes,
             missing: 0,
@@ -19,16 +19,16 @@ impl<'a> Reader<'a> {
     }
 
     /// What has not been read yet.
-    pub(super) fn rest(&self) -> &'a [u8] {
+    pub(crate) fn rest(&self) -> &'a [u8] {
         self.rest
     }
 
     /// How many bytes the field lacks that did not fit; 0 as long as every field did.
-    pub(super) fn missing(&self) -> usize {
+    pub(crate) fn missing(&self) -> usize {
         self.missing
     }
 
-    pub(super) fn take(&mut self, length: usize) -> Result<&'a [u8], Short> {
+    pub(crate) fn take(&mut self, length: usize) -> Result<&'a [u8], Short> {
         match self.rest.split_at_checked(length) {
             Some((field, rest)) => {
                 self.rest = rest;
@@ -38,7 +38,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn array<const N: usize>(&mut self) -> Result<&'a [u8; N], Short> {
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<&'a [u8; N], Short> {
         match self.rest.split_first_chunk() {
             Some((field, rest)) => {
                 self.rest = rest;
@@ -48,15 +48,15 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn u16(&mut self) -> Result<u16, Short> {
+    pub(crate) fn u16(&mut self) -> Result<u16, Short> {
         self.array().copied().map(u16::from_be_bytes)
     }
 
-    pub(super) fn u32(&mut self) -> Result<u32, Short> {
+    pub(crate) fn u32(&mut self) -> Result<u32, Short> {
         self.array().copied().map(u32::from_be_bytes)
     }
 
-    pub(super) fn u64(&mut self) -> Result<u64, Short> {
+    pub(crate) fn u64(&mut self) -> Result<u64, Short> {
         self.array().copied().map(u64::from_be_bytes)
     }
 

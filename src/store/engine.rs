@@ -3,6 +3,7 @@
 
 use futures_util::Stream;
 use futures_util::TryStreamExt as _;
+use jiff::Timestamp;
 use sqlx::ConnectOptions as _;
 use sqlx::Executor as _;
 use sqlx::PgConnection;
@@ -159,6 +160,18 @@ impl Connection {
             // Whoever writes is alone.
             Self::Sqlite(_) => Ok(0),
         }
+    }
+
+    /// What the clock says that all times in the store are by.
+    pub(super) async fn now(&mut self) -> Result<Timestamp, Error> {
+        let statement = match self {
+            Self::Postgres(_) => "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT",
+            Self::Sqlite(_) => "SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER)",
+        };
+        let row = self.row(statement, &[]).await?;
+        let now = row.ok_or(Error::Damaged("clock"))?.number(0)?;
+        let now = i64::try_from(now).map_err(|_| Error::Damaged("clock"))?;
+        Timestamp::from_millisecond(now).map_err(|_| Error::Damaged("clock"))
     }
 
     /// Whether it tells others when it is told to.

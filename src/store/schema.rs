@@ -44,4 +44,8 @@ const VERSION: &str = "
 
 /// What each version added, in SQL that both engines take. A step that has been released never
 /// changes.
-const STEPS: [&str; 2] = [include_str!("schema/1.sql"), include_str!("schema/2.sql")];
+const STEPS: [&str; 3] = [
+    include_str!("schema/1.sql"),
+    include_str!("schema/2.sql"),
+    include_str!("schema/3.sql"),
+];

@@ -298,7 +298,8 @@ async fn tables_of_an_older_version_become_those_of_this_one() {
     drop(store);
     meddle(
         &folder,
-        "ALTER TABLE tenants DROP COLUMN suspended; UPDATE schema_version SET version = 1",
+        "ALTER TABLE tenants DROP COLUMN suspended; DROP TABLE grants;
+         UPDATE schema_version SET version = 1",
     )
     .await;
     let news = open(&folder).news(None).await.unwrap().unwrap();

@@ -526,6 +526,7 @@ async fn an_admin_sees_both_kms_keys() {
     let (_broker, mut web) = scene.client().await;
     let request = pb::DescribeKeyRequest {
         name: "keys/orders".into(),
+        ..Default::default()
     };
     let key = web.describe_key(request).await.unwrap().into_inner().key;
     let key = key.unwrap();

@@ -8,6 +8,7 @@ mod checking;
 mod dev;
 mod fleet;
 mod flood;
+mod granting;
 mod house;
 mod keyring;
 mod memory;

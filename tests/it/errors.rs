@@ -18,6 +18,7 @@ use tonic::IntoRequest as _;
 use tonic::Status;
 
 use crate::batch;
+use crate::grants;
 use crate::harness::Authority;
 use crate::harness::Broker;
 use crate::harness::Connection;
@@ -43,6 +44,17 @@ const TABLE: &[Row] = &[
     ("DATA_KEY_WITHDRAWN", Code::Unavailable, &["RetryInfo"]),
     ("DEADLINE_EXCEEDED", Code::DeadlineExceeded, &[]),
     ("FIELD_INVALID", Code::InvalidArgument, &["BadRequest"]),
+    (
+        "GRANTS_EXHAUSTED",
+        Code::ResourceExhausted,
+        &["QuotaFailure"],
+    ),
+    ("GRANT_NAME_TAKEN", Code::AlreadyExists, &[]),
+    (
+        "GRANT_NOT_RENEWABLE",
+        Code::FailedPrecondition,
+        &["PreconditionFailure"],
+    ),
     ("IDENTITY_EXPIRED", Code::Unauthenticated, &["Help"]),
     ("IDENTITY_MISSING", Code::Unauthenticated, &["Help"]),
     ("IDENTITY_REVOKED", Code::Unauthenticated, &["Help"]),
@@ -194,6 +206,9 @@ async fn provoke(reason: &str) -> Status {
             web.encrypt(request).await.unwrap_err()
         }
         "FIELD_INVALID" => refused(encrypt("no name", "x")).await,
+        "GRANTS_EXHAUSTED" | "GRANT_NAME_TAKEN" | "GRANT_NOT_RENEWABLE" => {
+            grants::provoke(reason).await
+        }
         "IDENTITY_EXPIRED" => {
             let clock = Arc::new(clock::Manual::new(Timestamp::now()));
             let theirs = clock.clone();

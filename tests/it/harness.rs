@@ -48,19 +48,24 @@ use keybroker::admin;
 use keybroker::admin::Admin;
 use keybroker::audit::Audit;
 use keybroker::audit::Sink;
+use keybroker::broker::Grants;
 use keybroker::clock;
 use keybroker::clock::Clock;
+use keybroker::crypto::Secret;
 use keybroker::datakeys;
 use keybroker::datakeys::DataKeys;
 use keybroker::directory::Content;
 use keybroker::directory::Directory;
 use keybroker::directory::Row;
 use keybroker::directory::Standing;
+use keybroker::grants::TokenKey;
+use keybroker::grants::TokenKeys;
 use keybroker::grpc::Handle;
 use keybroker::grpc::Limits;
 use keybroker::grpc::Parts;
 use keybroker::grpc::Server;
 use keybroker::grpc::listener;
+use keybroker::grpc::pb::grant_service_client::GrantServiceClient;
 use keybroker::grpc::pb::key_broker_service_client::KeyBrokerServiceClient;
 use keybroker::grpc::tls;
 use keybroker::grpc::tls::Material;
@@ -73,7 +78,9 @@ use keybroker::metrics::Metrics;
 use keybroker::policy::Policy;
 use keybroker::quota;
 use keybroker::quota::Quotas;
+use keybroker::store;
 use keybroker::store::Freshness;
+use keybroker::store::Store;
 use keybroker::telemetry::Telemetry;
 use keybroker::trace::Tracer;
 use tempfile::TempDir;
@@ -215,6 +222,8 @@ pub struct Setup {
     pub cache: datakeys::Config,
     /// How fresh what the broker knows of tenants is; always fresh otherwise.
     pub freshness: Option<Arc<Freshness>>,
+    /// The folder of the store; one of its own if none.
+    pub store: Option<PathBuf>,
     folder: TempDir,
     bundles: Vec<identity::rules::BundleConfig>,
 }
@@ -241,6 +250,7 @@ impl Setup {
             guard: None,
             cache: datakeys::Config::default(),
             freshness: None,
+            store: None,
             folder: tempfile::tempdir().unwrap(),
             bundles: Vec::new(),
         }
@@ -338,11 +348,16 @@ impl Broker {
         }
         let data_keys = DataKeys::new(kms, Arc::clone(&setup.clock), metrics.clone(), &setup.cache);
         let quotas = Quotas::new(&setup.quota, metrics.clone(), Arc::clone(&setup.clock));
-        let mut broker = keybroker::broker::Broker::new(policy, quotas, data_keys);
+        let store = setup
+            .store
+            .unwrap_or_else(|| setup.folder.path().to_owned());
+        let grants = grants(&store, Arc::clone(&setup.clock));
+        let mut broker = keybroker::broker::Broker::new(policy, quotas, data_keys, grants);
         if let Some(freshness) = setup.freshness {
             broker = broker.following(freshness);
         }
         let broker = Arc::new(broker);
+        broker.grants().catch_up().await.unwrap();
 
         let trail = Trail::default();
         let parts = Parts {
@@ -418,6 +433,17 @@ impl Broker {
     /// A client with a certificate of `prod.example` for the SPIFFE id `id`.
     pub async fn caller(&self, id: &str) -> Client {
         self.client(&self.authority.client(id)).await
+    }
+
+    /// A client of the GrantService for the SPIFFE id `id`.
+    pub async fn granter(&self, id: &str) -> GrantServiceClient<Wire> {
+        let identity = self.authority.client(id);
+        self.connect(&identity).await.unwrap().grants()
+    }
+
+    /// Has the broker ask its store for news, as `serve` does by itself.
+    pub async fn hear(&self) {
+        self.broker.grants().catch_up().await.unwrap();
     }
 
     /// A client that shows `identity`.
@@ -514,6 +540,17 @@ impl Drop for Broker {
     fn drop(&mut self) {
         self.running.abort();
     }
+}
+
+/// The grants of a store in `folder`. All have the same key for their tokens.
+pub fn grants(folder: &Path, clock: Arc<dyn Clock>) -> Grants {
+    let config = store::Config {
+        file: folder.join("store.db"),
+        ..store::Config::default()
+    };
+    let store = Arc::new(Store::new(&config, None).unwrap());
+    let key = TokenKey::new(Secret::filled(|cell| cell.fill(7)));
+    Grants::new(store, TokenKeys::new(key, None), clock)
 }
 
 /// Waits for what must happen soon, and fails the test if it doesn't: a hang should have a name.

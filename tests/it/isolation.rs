@@ -134,7 +134,7 @@ async fn the_record_says_why_it_was_denied() {
     let records = broker.records();
     assert_eq!(
         records[0]["errorMessage"],
-        "denied: no statement of the key policy allows it"
+        "denied: no statement of the key policy and no grant allows it"
     );
     assert_eq!(records[1]["errorMessage"], "denied: there is no such key");
     for (record, key) in records.iter().zip(["orders", "absent"]) {

@@ -33,6 +33,7 @@ mod embedded;
 mod errors;
 mod examples;
 mod faults;
+mod grants;
 mod guarded;
 mod isolation;
 mod keyring;

@@ -238,6 +238,7 @@ fn abstract_name(socket: &str) -> String {
 async fn key(web: &mut crate::harness::Client) -> String {
     let request = pb::DescribeKeyRequest {
         name: "keys/orders".into(),
+        ..Default::default()
     };
     let described = web.describe_key(request).await.unwrap().into_inner();
     described.key.unwrap().kms_keys.remove(0)

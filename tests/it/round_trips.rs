@@ -366,6 +366,7 @@ async fn a_key_is_described_to_those_with_a_role() {
     let mut web = broker.caller(WEB).await;
     let request = pb::DescribeKeyRequest {
         name: "keys/orders".into(),
+        ..Default::default()
     };
     let described = web.describe_key(request).await.unwrap().into_inner();
     assert_eq!(

@@ -36,6 +36,34 @@ fn check(message: &str) {
             associated_data: bytes,
             ..Default::default()
         }),
+        "CreateGrantRequest" => shows_nothing(&pb::CreateGrantRequest {
+            constraints: Some(pb::GrantConstraints {
+                encryption_context_subset: context,
+                ..Default::default()
+            }),
+            grant_tokens: vec![SENTINEL.to_owned()],
+            ..Default::default()
+        }),
+        "CreateGrantResponse" => shows_nothing(&pb::CreateGrantResponse {
+            grant: None,
+            grant_token: SENTINEL.to_owned(),
+        }),
+        "DescribeKeyRequest" => shows_nothing(&pb::DescribeKeyRequest {
+            grant_tokens: vec![SENTINEL.to_owned()],
+            ..Default::default()
+        }),
+        "GrantConstraints" => shows_nothing(&pb::GrantConstraints {
+            encryption_context_equals: context.clone(),
+            encryption_context_subset: context,
+        }),
+        "RenewGrantResponse" => shows_nothing(&pb::RenewGrantResponse {
+            grant: None,
+            grant_token: SENTINEL.to_owned(),
+        }),
+        "RetireGrantRequest" => shows_nothing(&pb::RetireGrantRequest {
+            grant_token: SENTINEL.to_owned(),
+            ..Default::default()
+        }),
         "EncryptResponse" => shows_nothing(&pb::EncryptResponse {
             ciphertext: bytes,
             ..Default::default()
@@ -126,14 +154,22 @@ fn no_message_shows_what_it_carries() {
     let mut checked = 0;
     for message in ours.flat_map(|file| &file.message_type) {
         let carries = message.field.iter().any(|field| {
-            field.r#type() == Type::Bytes || field.name().ends_with("encryption_context")
+            let name = field.name();
+            let telling = [
+                "encryption_context",
+                "_equals",
+                "_subset",
+                "grant_token",
+                "grant_tokens",
+            ];
+            field.r#type() == Type::Bytes || telling.iter().any(|end| name.ends_with(end))
         });
         if carries {
             check(message.name());
             checked += 1;
         }
     }
-    assert_eq!(checked, 17);
+    assert_eq!(checked, 23);
 }
 
 /// Resolves to two candidates, and so does not compile, for a type with Debug.

@@ -14,6 +14,7 @@ use keybroker::clock::Clock;
 use keybroker::clock::Instant;
 use keybroker::crypto::Secret;
 use keybroker::directory::Directory;
+use keybroker::grants::Backing;
 use keybroker::identity::Peer;
 use keybroker::identity::Rules;
 use keybroker::kms;
@@ -130,7 +131,7 @@ pub fn to_seal(policy: &Policy, place: Place) -> Permit {
     let caller = caller(policy, place);
     let own = own(place);
     policy
-        .authorize_seal(&caller, Action::Encrypt, &place.name(), &own)
+        .authorize_seal(&caller, Action::Encrypt, &place.name(), &own, Backing::NONE)
         .expect("a user")
 }
 
@@ -144,6 +145,7 @@ pub fn to_open(policy: &Policy, place: Place, message: &Message<'_>) -> Permit {
             Some(&name),
             message.context(),
             &own,
+            Backing::NONE,
         )
         .expect("a user")
 }

@@ -41,6 +41,7 @@ impl Group {
 pub(super) struct Alike<'i> {
     name: &'i str,
     own: &'i Pairs,
+    tokens: &'i [String],
     /// Of a message to open; nothing to seal.
     claims: &'i [u8],
 }
@@ -50,6 +51,7 @@ impl<'i> Alike<'i> {
         Self {
             name: &binding.name,
             own: &binding.context,
+            tokens: &binding.tokens,
             claims,
         }
     }

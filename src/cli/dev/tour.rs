@@ -178,6 +178,7 @@ fn binding() -> Binding {
         name: ACME.key_name(),
         context: vec![("region".into(), "eu".into())],
         associated_data: Bytes::new(),
+        tokens: Vec::new(),
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 use tokio::time::timeout;
 
 use crate::broker::Broker;
@@ -17,6 +18,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::directory::Documents;
+use crate::grants::TokenKeys;
 use crate::identity::Rules;
 use crate::metrics::Dependency;
 use crate::metrics::Metrics;
@@ -31,7 +33,7 @@ use crate::store::Store;
 pub(super) struct Follower {
     /// The configuration file, for errors.
     path: PathBuf,
-    store: Store,
+    store: Arc<Store>,
     broker: Arc<Broker>,
     metrics: Metrics,
     clock: Arc<dyn Clock>,
@@ -61,7 +63,7 @@ impl Follower {
     /// A follower of `store` for `broker`, whose `freshness` it keeps.
     pub(super) fn new(
         path: PathBuf,
-        store: Store,
+        store: Arc<Store>,
         broker: Arc<Broker>,
         freshness: Arc<Freshness>,
         metrics: Metrics,
@@ -119,19 +121,38 @@ impl Follower {
         tokio::select! {
             never = self.store.listen() => never,
             never = self.poll() => never,
+            never = self.forget() => never,
+        }
+    }
+
+    /// Puts other keys of grant tokens in force.
+    pub(super) fn rotate(&self, keys: TokenKeys) {
+        self.broker.grants().book().rotate(keys);
+    }
+
+    /// Clears away grants that were over long ago.
+    async fn forget(&self) -> Infallible {
+        loop {
+            sleep(FORGET).await;
+            if let Err(error) = self.broker.grants().forget().await {
+                tracing::warn!(error = chain(&error), "grants of old stay in the store");
+            }
         }
     }
 
     async fn poll(&self) -> Infallible {
         let mut lost = self.ground.lock().await.known.is_none();
+        // How long the first takes is up to how many there are.
+        let _ = self.broker.grants().catch_up().await;
         loop {
             // Err: nobody has told of anything.
             let _ = timeout(POLL, self.store.wait()).await;
+            let grants = self.broker.grants().catch_up().await;
             let caught_up = {
                 let mut ground = self.ground.lock().await;
                 self.catch_up(&mut ground).await
             };
-            let error = caught_up.err();
+            let error = caught_up.and(grants).err();
             self.metrics.degraded(Dependency::Store, error.is_some());
             self.metrics.store_age(self.freshness.age());
             match &error {
@@ -235,6 +256,8 @@ impl Follower {
     }
 }
 
+/// Between two looks at what is over.
+const FORGET: Duration = Duration::from_secs(3600);
 const LOST: &str = "the store is out of reach, or takes no changes: tenants stay as they were last \
                     known, for store.max_staleness if it does not answer";
 /// Finds changes that nobody told of.

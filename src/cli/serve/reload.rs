@@ -21,6 +21,7 @@ use crate::audit::Audit;
 use crate::cli::chain;
 use crate::cli::serve::follow::Configured;
 use crate::cli::serve::follow::Follower;
+use crate::cli::serve::tokens;
 use crate::clock::Clock;
 use crate::config;
 use crate::config::Config;
@@ -128,7 +129,9 @@ impl Reloader {
             rules: Arc::new(state.rules),
             documents: state.tenants.map(|tenants| tenants.documents),
         };
+        let keys = tokens::keys(&next).map_err(|failure| Kept::Error(failure.sentence))?;
         self.follower.reload(configured).await;
+        self.follower.rotate(keys);
         if let Some(material) = state.material {
             self.server.reload(material);
         }

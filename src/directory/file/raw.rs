@@ -20,6 +20,7 @@ use serde::ser::SerializeStruct as _;
 use toml::Spanned;
 
 use crate::directory::key::Owner;
+use crate::directory::key::Revocation;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -42,6 +43,8 @@ pub(super) struct Tenant {
     pub(super) rate: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) max_staleness: Option<SignedDuration>,
+    #[serde(default, skip_serializing_if = "Revocation::is_usual")]
+    pub(super) revocation: Revocation,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) key: Vec<Key>,
 }
@@ -68,6 +71,21 @@ pub(super) struct Key {
     pub(super) shared_captures: Vec<String>,
     #[serde(default, skip_serializing_if = "Limits::are_usual")]
     pub(super) cache: Limits,
+    #[serde(default, skip_serializing_if = "Grants::are_usual")]
+    pub(super) grants: Grants,
+}
+
+#[derive(Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Grants {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) max_lifetime: Option<SignedDuration>,
+}
+
+impl Grants {
+    fn are_usual(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 #[derive(Default, Deserialize, PartialEq, Eq, Serialize)]

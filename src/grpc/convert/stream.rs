@@ -60,10 +60,11 @@ impl Stream for EncryptStream {
             associated_data,
             associated_data_crc32c,
             plaintext_length,
+            grant_tokens,
         } = start;
         let verified = verify("associated_data", &associated_data, associated_data_crc32c)?;
         Ok(EncryptStart {
-            to: binding(name, encryption_context, associated_data),
+            to: binding(name, encryption_context, associated_data, grant_tokens),
             declared: plaintext_length,
             verified,
         })
@@ -133,10 +134,11 @@ impl Stream for DecryptStream {
             encryption_context,
             associated_data,
             associated_data_crc32c,
+            grant_tokens,
         } = start;
         let verified = verify("associated_data", &associated_data, associated_data_crc32c)?;
         Ok(DecryptStart {
-            from: binding(name, encryption_context, associated_data),
+            from: binding(name, encryption_context, associated_data, grant_tokens),
             verified,
         })
     }

@@ -104,6 +104,11 @@ impl SealingKey {
         parse(&bytes).map(Self).ok_or(Error::Malformed { path })
     }
 
+    /// The key itself, for those who keep it for something else.
+    pub fn into_secret(self) -> Secret<SEALING_KEY> {
+        self.0
+    }
+
     pub(super) fn secret(&self) -> &Secret<SEALING_KEY> {
         &self.0
     }

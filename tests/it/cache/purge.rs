@@ -3,6 +3,7 @@
 use futures_util::FutureExt as _;
 use keybroker::datakeys::Patience;
 use keybroker::datakeys::Scope;
+use keybroker::grants::Backing;
 use keybroker::identity::Leaf;
 use keybroker::identity::Peer;
 use keybroker::metrics::Retirement;
@@ -75,7 +76,7 @@ async fn a_purge_waits_for_the_call_that_holds_a_key() {
     let name = "tenants/acme/keys/orders";
     let name = keybroker::name::KeyName::parse(name, caller.tenant()).unwrap();
     let permit = policy
-        .authorize_seal(&caller, Action::Encrypt, &name, &[])
+        .authorize_seal(&caller, Action::Encrypt, &name, &[], Backing::NONE)
         .unwrap();
     let cache = broker.inner().data_keys();
     let reserved = cache

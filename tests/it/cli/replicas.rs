@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::process::Stdio;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use super::site::Running;
 use super::site::Site;
 use super::site::bad;
 use super::site::good;
+use super::site::run;
 use crate::harness::soon;
 use crate::support::http1::get;
 use crate::support::postgres::Postgres;
@@ -255,6 +257,62 @@ async fn a_process_that_ends_in_the_midst_of_a_change_leaves_none_of_it() {
     apply(&replica.site, ORDERS);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grant_works_everywhere_at_once_by_its_token_and_nowhere_soon_after_its_end() {
+    let postgres = Postgres::start();
+    let replicas = [(); 3].map(|()| Replica::of(&postgres, postgres.address()).serve());
+    let [first, others @ ..] = &replicas;
+    apply(&first.site, GRANTING);
+    for replica in &replicas {
+        replica.becomes("tenants/acme/keys/orders").await;
+    }
+    let uid = std::os::unix::fs::MetadataExt::uid(&fs::metadata("/proc/self").unwrap());
+    let grantee = format!("unix:uid={uid}");
+    let mut slowest = Duration::ZERO;
+    for _ in 0..5 {
+        let create = [
+            "grant",
+            "create",
+            "--key",
+            "keys/orders",
+            "--grantee",
+            &grantee,
+            "--operation",
+            "Encrypt",
+            "--output",
+            "json",
+        ];
+        let made: serde_json::Value = serde_json::from_str(&good(first.at(&create), b"")).unwrap();
+        for replica in &replicas {
+            replica
+                .site
+                .write("token", made["grant_token"].as_str().unwrap());
+            super::site::good_bytes(replica.at(&USE), b"x");
+        }
+        let id = made["grant"]["id"].as_str().unwrap();
+        let revoke = ["grant", "revoke", "--key", "keys/orders", "--id", id];
+        good(first.at(&revoke), b"");
+        let revoked = Instant::now();
+        bad(first.at(&USE), b"x", 77);
+        for replica in others {
+            while run(replica.at(&USE), b"x").status.success() {
+                assert!(revoked.elapsed() < Duration::from_secs(5), "it still works");
+            }
+            bad(replica.at(&USE), b"x", 77);
+        }
+        slowest = slowest.max(revoked.elapsed());
+    }
+    println!("refused everywhere after {slowest:?}, commands included");
+}
+
+const USE: [&str; 5] = [
+    "encrypt",
+    "--key",
+    "keys/orders",
+    "--grant-token-file",
+    "token",
+];
+
 /// A broker with PostgreSQL for its store.
 struct Replica {
     site: Site,
@@ -270,11 +328,14 @@ impl Replica {
         let store = format!(
             "[[identity.rule]]\nmatch = \"unix:uid={uid}\"\ntenant = \"acme\"\n\n\
              [store]\nurl = \"postgres://keybroker@{address}/postgres\"\nca = \"{}\"\n\
-             password = \"{}\"\n\n[kms.local]",
+             password = \"{}\"\n\n[grants]\ntoken_key = \"token.key\"\n\n[kms.local]",
             postgres.ca().display(),
             postgres.password().display()
         );
         site.edit("keybroker.toml", "[kms.local]", &store);
+        site.write("token.key", &"5a".repeat(32));
+        let closed = fs::Permissions::from_mode(0o600);
+        fs::set_permissions(site.path("token.key"), closed).unwrap();
         site.edit("keybroker.toml", "tenants_file = \"tenants.toml\"\n", "");
         site.edit(
             "keybroker.toml",
@@ -308,7 +369,13 @@ impl Replica {
     }
 
     fn listing(&self, parent: &str) -> Command {
-        let mut command = self.site.command(&["keys", "list", "--parent", parent]);
+        self.at(&["keys", "list", "--parent", parent])
+    }
+
+    /// A command for this broker.
+    fn at(&self, args: &[&str]) -> Command {
+        let mut command = self.site.command(args);
+        command.current_dir(self.site.path(""));
         let socket = self.site.path("broker.sock");
         command.env("KEYBROKER_ADDR", format!("unix:{}", socket.display()));
         command
@@ -374,6 +441,14 @@ id = "acme"
 id = "orders"
 kms = "local:orders"
 users = ["unix:uid=UID"]
+"#;
+const GRANTING: &str = r#"
+[[tenant]]
+id = "acme"
+[[tenant.key]]
+id = "orders"
+kms = "local:orders"
+administrators = ["unix:uid=UID"]
 "#;
 const BILLS: &str = r#"
 [[tenant]]

@@ -16,11 +16,17 @@ use tonic::metadata::MetadataMap;
 
 use super::Client;
 
-/// The names of all RPCs, from the contract itself.
+/// The names of all RPCs of the KeyBrokerService, from the contract itself.
 pub fn names() -> Vec<String> {
+    names_of("KeyBrokerService")
+}
+
+/// The names of all RPCs of `service`.
+pub fn names_of(service: &str) -> Vec<String> {
     let files = FileDescriptorSet::decode(pb::DESCRIPTORS).unwrap().file;
     let services = files.iter().flat_map(|file| &file.service);
     services
+        .filter(|one| one.name() == service)
         .flat_map(|service| &service.method)
         .map(|method| method.name().to_owned())
         .collect()
@@ -126,7 +132,10 @@ pub async fn call(
             client.generate_random(identified(request)).await.map(drop)
         }
         "DescribeKey" => {
-            let request = pb::DescribeKeyRequest { name };
+            let request = pb::DescribeKeyRequest {
+                name,
+                ..Default::default()
+            };
             client.describe_key(identified(request)).await.map(drop)
         }
         "ListKeys" => {

@@ -37,6 +37,7 @@ use tower::Service;
 use super::Authority;
 use super::Client;
 use super::Identity;
+use keybroker::grpc::pb::grant_service_client::GrantServiceClient;
 
 /// Sends requests on one connection. Clones share it.
 #[derive(Clone)]
@@ -86,6 +87,11 @@ impl Connection {
     /// A client on this connection.
     pub fn client(&self) -> Client {
         Client::with_origin(self.wire.clone(), Uri::from_static(ORIGIN))
+    }
+
+    /// A client of the GrantService on this connection.
+    pub fn grants(&self) -> GrantServiceClient<Wire> {
+        GrantServiceClient::with_origin(self.wire.clone(), Uri::from_static(ORIGIN))
     }
 }
 

@@ -101,7 +101,7 @@ async fn a_stream_says_what_it_is_sealed_with_and_takes_the_same_again() {
         name: ORDERS.into(),
         encryption_context: pairs([("table", "users")]),
         associated_data: data,
-        associated_data_crc32c: None,
+        ..Default::default()
     };
     let opened = decrypt_whole(&mut web, start.clone(), &sealed, 999).await;
     let started = pb::DecryptStreamStarted {

@@ -94,8 +94,11 @@ async fn refused(unix: UnixConfig) -> listener::Error {
         &datakeys::Config::default(),
     );
     let quotas = Quotas::new(&quota::Config::default(), Metrics::unread(), clock.clone());
+    let folder = tempfile::tempdir().unwrap();
+    let grants = crate::harness::grants(folder.path(), clock.clone());
+    let broker = keybroker::broker::Broker::new(policy, quotas, data_keys, grants);
     let parts = Parts {
-        broker: Arc::new(keybroker::broker::Broker::new(policy, quotas, data_keys)),
+        broker: Arc::new(broker),
         audit: Audit::new(Sink::to(io::sink()), clock.clone()),
         clock,
         tracer: Tracer::off(),

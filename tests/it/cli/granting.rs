@@ -1,0 +1,123 @@
+//! Grants by the command line, and over the end of a server.
+
+use std::fs;
+
+use super::site::Running;
+use super::site::Site;
+use super::site::bad;
+use super::site::good;
+
+#[test]
+fn a_grant_is_made_used_listed_and_revoked_and_outlives_the_server() {
+    let site = Site::new();
+    let uid = std::os::unix::fs::MetadataExt::uid(&fs::metadata("/proc/self").unwrap());
+    let rule =
+        format!("[[identity.rule]]\nmatch = \"unix:uid={uid}\"\ntenant = \"acme\"\n\n[kms.local]");
+    site.edit("keybroker.toml", "[kms.local]", &rule);
+    let administrators = format!("administrators = [\"unix:uid={uid}\"]\nusers = [");
+    site.edit("tenants.toml", "users = [", &administrators);
+    let address = format!("unix:{}", site.path("broker.sock").display());
+    let at = |args: &[&str]| {
+        let mut command = site.command(args);
+        command.env("KEYBROKER_ADDR", &address);
+        command
+    };
+    let start = || {
+        let server = Running::logging(site.command(&["serve"]));
+        server.await_line("serving on a Unix socket");
+        server
+    };
+    let server = start();
+    let encrypt = ["encrypt", "--key", "keys/orders", "--context", "order=7"];
+    bad(at(&encrypt), b"x", 77);
+
+    let grantee = format!("unix:uid={uid}");
+    let create = [
+        "grant",
+        "create",
+        "--key",
+        "keys/orders",
+        "--grantee",
+        &grantee,
+        "--operation",
+        "Encrypt",
+        "--operation",
+        "DescribeKey",
+        "--context-subset",
+        "order=7",
+        "--lifetime",
+        "1h",
+        "--name",
+        "job",
+        "--output",
+        "json",
+    ];
+    let made: serde_json::Value = serde_json::from_str(&good(at(&create), b"")).unwrap();
+    let id = made["grant"]["id"].as_str().unwrap();
+    assert_eq!(
+        made["grant"]["operations"],
+        serde_json::json!(["DescribeKey", "Encrypt"])
+    );
+    let again: serde_json::Value = serde_json::from_str(&good(at(&create), b"")).unwrap();
+    assert_eq!(again["grant"], made["grant"]);
+    super::site::good_bytes(at(&encrypt), b"x");
+    bad(at(&["encrypt", "--key", "keys/orders"]), b"x", 77);
+    let list = ["grant", "list", "--key", "keys/orders"];
+    let listed = good(at(&list), b"");
+    assert!(
+        listed.contains(id) && listed.contains("tenants/acme/keys/orders"),
+        "{listed}"
+    );
+    assert_eq!(
+        good(at(&["grant", "list"]), b""),
+        "",
+        "nobody is to retire it"
+    );
+    assert_eq!(server.stop(), Some(0));
+
+    let server = start();
+    assert!(good(at(&list), b"").contains(id));
+    site.write("token", made["grant_token"].as_str().unwrap());
+    let token = site.path("token");
+    let with_token = [
+        &encrypt[..],
+        &["--grant-token-file", token.to_str().unwrap()],
+    ]
+    .concat();
+    super::site::good_bytes(at(&with_token), b"x");
+    bad(
+        at(&["grant", "renew", "--key", "keys/orders", "--id", id]),
+        b"",
+        69,
+    );
+    let retire = [
+        "grant",
+        "retire",
+        "--grant-token-file",
+        token.to_str().unwrap(),
+    ];
+    bad(at(&retire), b"", 77);
+    good(
+        at(&["grant", "revoke", "--key", "keys/orders", "--id", id]),
+        b"",
+    );
+    bad(at(&with_token), b"x", 77);
+    assert_eq!(good(at(&list), b""), "");
+    for wrong in [
+        &[
+            "grant",
+            "create",
+            "--key",
+            "keys/orders",
+            "--grantee",
+            "x",
+            "--operation",
+            "Sign",
+        ][..],
+        &["grant", "revoke", "--key", "keys/orders"],
+        &["grant", "retire"],
+    ] {
+        bad(at(wrong), b"", 64);
+    }
+    assert_eq!(server.stop(), Some(0));
+}
