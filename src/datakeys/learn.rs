@@ -9,6 +9,7 @@ use crate::datakeys::question::Question;
 use crate::datakeys::refusal::News;
 use crate::datakeys::refusal::Standing;
 use crate::datakeys::refusal::Subject;
+use crate::datakeys::upstream::AHEAD;
 use crate::datakeys::upstream::Upstream;
 use crate::datakeys::upstream::ahead;
 use crate::datakeys::upstream::chance;
@@ -114,8 +115,21 @@ impl Upstream {
     async fn doubt(self: &Arc<Self>, ask: &Ask<'_>) -> Result<(), Error> {
         match ask.question.of_base() {
             Some(base) if base.context != ask.question.context => {
-                self.ask_for_all(&base.ask(ask.kms_key, ask.operation))
+                let until = tokio::time::Instant::now() + AHEAD;
+                let base = Question {
+                    demand: base.demand.prolonged(until),
+                    ..base
+                };
+                let upstream = Arc::clone(self);
+                let (kms_key, operation) = (ask.kms_key.clone(), ask.operation);
+                // Who asks for all may leave before the answer.
+                let asking =
+                    spawn(
+                        async move { upstream.ask_for_all(&base.ask(&kms_key, operation)).await },
+                    );
+                asking
                     .await
+                    .unwrap_or(Err(Error::Bug("a dry run panicked")))
             }
             Some(_) | None => Ok(()),
         }

@@ -70,9 +70,11 @@ impl Origin {
         &self.kms_keys
     }
 
-    /// Whether `kms_key` is one of those.
+    /// Whether `kms_key` is one of those in its preferred Region, whatever replicas either has.
     pub(super) fn is_under(&self, kms_key: &KeyRef) -> bool {
-        self.kms_keys.iter().any(|one| one == kms_key)
+        let preferred = |key: &KeyRef| key.in_regions().first().cloned();
+        let wanted = preferred(kms_key);
+        self.kms_keys.iter().any(|one| preferred(one) == wanted)
     }
 
     /// Whether it is the version that seals.

@@ -79,6 +79,14 @@ pub(super) async fn watch(
             true => Vec::new(),
             false => one_a_region(&directory(), |key| upstream.outages.knows(key)),
         };
+        // Callers may have found out first.
+        told.retain(|region: &String| {
+            let lasts = keys.iter().any(|key| key.region() == region);
+            if !lasts {
+                tracing::info!(region, "KMS answers again");
+            }
+            lasts
+        });
     }
 }
 

@@ -347,8 +347,8 @@ impl Upstream {
                 self.allowed(ask);
             }
             Err(error) if error.is_refusal() => self.learn(ask, error),
-            // It was not asked.
-            Err(kms::Error::Crowded { .. }) => {}
+            // It was not asked, or is there and has no room, or nobody can read what it said.
+            Err(kms::Error::Crowded { .. } | kms::Error::Invalid(_) | kms::Error::Throttled) => {}
             Err(_) => self.outages.note(ask.kms_key, self.clock.now()),
         }
         Ok(answer?)

@@ -139,15 +139,16 @@ impl Guarded {
                     stop.guard.failed_over();
                     attempt += 1;
                 }
-                answer => return answer,
+                answer => return stop.judged(key, answer),
             }
         }
         let ask = || ask(last.key);
         if demand.is_some_and(Demand::has_alternative) {
             let begin = begin(&last.guard, operation, demand, attempt);
-            return self.call_once(&last, begin, ask).await;
+            return last.judged(key, self.call_once(&last, begin, ask).await);
         }
-        self.call_in(&last, operation, demand, attempt, ask).await
+        let answer = self.call_in(&last, operation, demand, attempt, ask).await;
+        last.judged(key, answer)
     }
 
     /// One attempt in a Region, if its turn comes soon: another Region or key may have room.

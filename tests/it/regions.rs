@@ -254,6 +254,21 @@ async fn a_region_without_room_in_time_leaves_the_call_to_the_next() {
 }
 
 #[tokio::test]
+async fn a_replica_that_is_of_no_use_makes_no_refusal_of_an_outage() {
+    let scene = Scene::set().await;
+    scene.fake.region(NEAR).fail_all(Fault::Close);
+    scene.fake.disable(&scene.far);
+    let answer = scene.generate().await;
+    let Err(Error::Unavailable(why)) = answer else {
+        panic!("{answer:?}");
+    };
+    assert!(
+        why.contains("us-east-1") && why.contains("disabled"),
+        "{why}"
+    );
+}
+
+#[tokio::test]
 async fn a_failure_in_a_region_that_is_well_is_tried_again_there() {
     let scene = Scene::set().await;
     scene.fake.region(NEAR).cut_off().await;

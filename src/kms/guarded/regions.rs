@@ -227,6 +227,23 @@ async fn attend(gate: Arc<Gate>) {
 }
 
 impl Stop<'_> {
+    /// What an answer from here means for `key`. Whether the key is there and may be used is its
+    /// preferred Region's to say: a replica that is not there, or not yet, refuses nothing.
+    pub(super) fn judged<T>(&self, key: &KeyRef, answer: Result<T, Error>) -> Result<T, Error> {
+        let preferred = key.in_regions().first() == Some(self.key);
+        match answer {
+            Err(error @ (Error::Disabled | Error::NotFound(_) | Error::PendingDeletion(_)))
+                if !preferred =>
+            {
+                let replica = self.key;
+                Err(Error::Unavailable(format!(
+                    "{replica} is of no use: {error}"
+                )))
+            }
+            answer => answer,
+        }
+    }
+
     /// Takes note of what came of an attempt, if it might have been made in another Region.
     pub(super) fn diagnose<T>(&self, answer: &Result<T, Error>, now: Instant) {
         if self.is_only {
