@@ -15,7 +15,10 @@ fuzz_target!(|bytes: &[u8]| {
     if let Some(claims) = Claims::read(bytes) {
         let mut again = Vec::new();
         claims.write(&mut again);
-        assert_eq!(again, bytes, "claims that are read are written as they were");
+        assert_eq!(
+            again, bytes,
+            "claims that are read are written as they were"
+        );
         let token = keys.seal(&claims).into_text();
         assert_eq!(keys.open(&token), Some(claims));
     }

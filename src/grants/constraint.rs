@@ -33,7 +33,7 @@ impl Constraint {
     /// The constraint of these pairs.
     ///
     /// # Errors
-    /// [`Unfit`] for pairs that are outside the limits, reserved, or no context at all.
+    /// For pairs that are outside the limits, reserved, or no context at all.
     pub fn new(kind: Kind, pairs: EncryptionContext) -> Result<Self, Unfit> {
         match pairs.pairs().count() {
             0 => return Err(Unfit::Empty),
@@ -66,7 +66,7 @@ impl Constraint {
     /// Whether it can say anything about contexts of `key`.
     ///
     /// # Errors
-    /// [`Unfit::Own`] for a pair that `key` sets itself, in each context and whatever the case.
+    /// For a pair that the key sets itself, in each context and whatever the case.
     pub fn check(&self, key: &Key) -> Result<(), Unfit> {
         for (name, _) in self.pairs.pairs() {
             if key.context().any(|(own, _)| own.eq_ignore_ascii_case(name)) {
