@@ -188,7 +188,7 @@ impl Broking {
             path: path.to_owned(),
             config,
             read,
-            audit,
+            audit: Arc::downgrade(&audit),
             server: server.handle(),
             keyring,
             clock,

@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::Weak;
 use std::time::Duration;
 use std::time::SystemTime;
 
@@ -38,7 +39,8 @@ pub(super) struct Reloader {
     pub(super) config: Config,
     /// The files as they were before they were read.
     pub(super) read: Stamps,
-    pub(super) audit: Arc<Audit>,
+    /// The trail ends with the server, not with its reloader.
+    pub(super) audit: Weak<Audit>,
     pub(super) server: Handle,
     pub(super) keyring: Option<Arc<Keyring>>,
     pub(super) clock: Arc<dyn Clock>,
@@ -75,7 +77,11 @@ impl Reloader {
             }
             tokio::select! {
                 // Whoever moves the audit file says so by this.
-                _ = hangup.recv() => self.audit.reopen(),
+                _ = hangup.recv() => {
+                    if let Some(audit) = self.audit.upgrade() {
+                        audit.reopen();
+                    }
+                }
                 () = changed.notified() => {
                     // Several files change together: let them all arrive.
                     tokio::time::sleep(SETTLE).await;

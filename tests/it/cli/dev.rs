@@ -27,6 +27,7 @@ fn one_command_shows_all_of_it() {
     let errors = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{errors}");
     assert!(errors.contains("NOT FOR PRODUCTION"), "{errors}");
+    assert!(!errors.contains(" WARN "), "{errors}");
     let shown = String::from_utf8(output.stdout).unwrap();
     for part in [
         "principal   spiffe://dev.keybroker.test/tenant/acme/service/shop",
