@@ -134,12 +134,13 @@ impl Guarded {
         let passing = demand.map(Demand::with_alternative);
         for stop in route {
             let begin = begin(&stop.guard, operation, passing.as_ref(), attempt);
-            match self.call_once(&stop, begin, || ask(stop.key)).await {
+            let answer = self.call_once(&stop, begin, || ask(stop.key)).await;
+            match stop.judged(key, answer) {
                 Err(error) if error.is_undecided() => {
                     stop.guard.failed_over();
                     attempt += 1;
                 }
-                answer => return stop.judged(key, answer),
+                answer => return answer,
             }
         }
         let ask = || ask(last.key);

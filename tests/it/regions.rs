@@ -269,6 +269,18 @@ async fn a_replica_that_is_of_no_use_makes_no_refusal_of_an_outage() {
 }
 
 #[tokio::test]
+async fn a_replica_that_is_of_no_use_leaves_the_call_to_the_next() {
+    const THIRD: &str = "ap-south-1";
+    let mut scene = Scene::set().await;
+    let third = scene.fake.replica(&scene.near, THIRD);
+    scene.key = KeyRef::MultiRegion(Replicas::new(scene.near.clone(), [FAR, THIRD]).unwrap());
+    scene.fake.region(NEAR).fail_all(Fault::Close);
+    scene.fake.disable(&scene.far);
+    let made = scene.generate().await.unwrap();
+    assert_eq!(made.provider_info, third.to_string());
+}
+
+#[tokio::test]
 async fn a_failure_in_a_region_that_is_well_is_tried_again_there() {
     let scene = Scene::set().await;
     scene.fake.region(NEAR).cut_off().await;
