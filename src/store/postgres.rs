@@ -21,6 +21,15 @@ pub(super) fn options(
         // The parser's own words may quote a password.
         Error::Address("not postgres://user@host/database".into())
     })?;
+    // Addresses are shown; what is in `store.password` is not.
+    let user = url
+        .split_once("//")
+        .and_then(|(_, rest)| rest.split_once('@'));
+    if user.is_some_and(|(user, _)| user.contains(':')) || url.contains("password=") {
+        return Err(Error::Address(
+            "holds a password: put it into the file that store.password names".into(),
+        ));
+    }
     if let Some(password) = password {
         options = options.password(password);
     }
@@ -105,6 +114,22 @@ mod tests {
         };
         let options = options(url, &config, None).unwrap();
         assert!(matches!(options.get_ssl_mode(), PgSslMode::VerifyFull));
+    }
+
+    #[test]
+    fn a_password_does_not_stand_in_the_address() {
+        let config = Config {
+            tls: Tls::Off,
+            ..Config::default()
+        };
+        for url in [
+            "postgres://k:secret@127.0.0.1/k",
+            "postgres://k@127.0.0.1/k?password=secret",
+        ] {
+            let sentence = refusal(url, &config).unwrap();
+            assert!(sentence.contains("store.password"), "{sentence}");
+            assert!(!sentence.contains("secret"), "{sentence}");
+        }
     }
 
     #[test]
