@@ -222,7 +222,9 @@ impl Call<'_> {
         }
         let grants = &self.broker.grants;
         let (name, id) = (permit.key().name(), basis.id());
-        match grants.store.confirm_grant(name, &id, uses).await? {
+        // In a box: what every call would carry along for it has 16 KiB.
+        let confirmed = Box::pin(grants.store.confirm_grant(name, &id, uses));
+        match confirmed.await? {
             true => Ok(Confirmed::Yes),
             // A token alone would tell of it again.
             false if basis.is_told() => Err(Denied::NoStatement.into()),

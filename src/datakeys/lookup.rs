@@ -38,7 +38,7 @@ impl DataKeys {
         let id = Id::sealing(permit.key(), permit.context().serialized());
         let share = self.upstream.shares.of(permit.tenant());
         if *first > permit.key().limits().max_bytes {
-            return self.single_use(&share, permit, id, patience).await;
+            return Box::pin(self.single_use(&share, permit, id, patience)).await;
         }
         if let Some(reserved) = self.cached_sealing(&share, permit, &id, sizes)? {
             return Ok(reserved);
@@ -46,7 +46,8 @@ impl DataKeys {
         patience.wait(&self.upstream.waiters, &share)?;
         loop {
             let question = sealing_question(&share, permit, id, patience);
-            let (key, source) = self.upstream.sealing(question).await?;
+            // In a box: most calls never wait, and would carry its state along.
+            let (key, source) = Box::pin(self.upstream.sealing(question)).await?;
             // What landed is used itself: a full share may have refused to keep it.
             let now = self.upstream.clock.now();
             match key.reserve(permit, now, sizes) {
@@ -122,7 +123,8 @@ impl DataKeys {
                 context: permit.context().clone(),
                 demand: patience.demand(permit),
             };
-            let (key, source) = self.upstream.opening(question, wraps).await?;
+            // As in `reserved`.
+            let (key, source) = Box::pin(self.upstream.opening(question, wraps)).await?;
             match key.ended(self.upstream.clock.now()) {
                 None => {
                     self.count(&share, &source, messages);
