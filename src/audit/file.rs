@@ -2,19 +2,23 @@
 
 use std::fs;
 use std::fs::File;
-use std::fs::Metadata;
 use std::fs::OpenOptions;
 use std::io;
 use std::io::Read as _;
 use std::io::Seek as _;
 use std::io::SeekFrom;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
+
+use rustix::fs::AtFlags;
+use rustix::fs::CWD;
+use rustix::fs::StatxFlags;
+use rustix::fs::statx;
 
 use crate::audit::link::Linked;
 use crate::audit::link::Place;
@@ -26,8 +30,7 @@ use crate::audit::out::write;
 pub(super) struct Named {
     path: PathBuf,
     file: File,
-    /// Its device and inode.
-    id: (u64, u64),
+    id: Id,
     length: u64,
     rotation: Option<Rotation>,
     /// Set by whoever wants it opened anew.
@@ -50,12 +53,12 @@ impl Named {
         rotation: Option<Rotation>,
         reopen: Arc<AtomicBool>,
     ) -> io::Result<Self> {
-        let (file, metadata) = open(path)?;
+        let file = open(path)?;
         Ok(Self {
             path: path.to_owned(),
+            id: Id::of(&file)?,
+            length: file.metadata()?.len(),
             file,
-            id: id(&metadata),
-            length: metadata.len(),
             rotation,
             reopen,
         })
@@ -94,18 +97,18 @@ impl Named {
 
     /// Whether the name is still the file's.
     fn stands(&self) -> io::Result<bool> {
-        match fs::metadata(&self.path) {
-            Ok(metadata) => Ok(id(&metadata) == self.id),
+        match Id::at(&self.path) {
+            Ok(id) => Ok(id == self.id),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
     }
 
     fn open_anew(&mut self) -> io::Result<()> {
-        let (file, metadata) = open(&self.path)?;
+        let file = open(&self.path)?;
+        self.id = Id::of(&file)?;
+        self.length = file.metadata()?.len();
         self.file = file;
-        self.id = id(&metadata);
-        self.length = metadata.len();
         Ok(())
     }
 
@@ -158,18 +161,39 @@ impl Out for Named {
     }
 }
 
-fn open(path: &Path) -> io::Result<(File, Metadata)> {
-    let file = OpenOptions::new()
+/// Which file a file is.
+#[derive(PartialEq, Eq)]
+struct Id {
+    device: (u32, u32),
+    inode: u64,
+}
+
+impl Id {
+    fn of(file: &File) -> io::Result<Self> {
+        Self::ask(file, Path::new(""), AtFlags::EMPTY_PATH)
+    }
+
+    fn at(path: &Path) -> io::Result<Self> {
+        Self::ask(CWD, path, AtFlags::empty())
+    }
+
+    /// Not by `fs::metadata`, which asks for times as well: Linux gives a file whose times were
+    /// looked at a new one with the next write, and every write would change its inode.
+    fn ask(folder: impl AsFd, path: &Path, flags: AtFlags) -> io::Result<Self> {
+        let found = statx(folder, path, flags, StatxFlags::INO)?;
+        Ok(Self {
+            device: (found.stx_dev_major, found.stx_dev_minor),
+            inode: found.stx_ino,
+        })
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
         .create(true)
         .append(true)
         .mode(0o600)
-        .open(path)?;
-    let metadata = file.metadata()?;
-    Ok((file, metadata))
-}
-
-fn id(metadata: &Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
+        .open(path)
 }
 
 /// The file that was rotated `age` times: `audit.jsonl`, `audit.jsonl.1`, `audit.jsonl.2`.
