@@ -150,7 +150,7 @@ fn builder(deadlines: Deadlines, queue: Queue) -> http2::Builder<Queue> {
         .max_pending_accept_reset_streams(20)
         .max_header_list_size(8 << 10)
         .header_table_size(4 << 10)
-        .max_frame_size(16 << 10)
+        .max_frame_size(32 << 10)
         .initial_stream_window_size(STREAM_WINDOW)
         // Room for all streams: what one does not read yet must not keep another's bytes away.
         .initial_connection_window_size(STREAMS * STREAM_WINDOW)
