@@ -1,6 +1,8 @@
 //! The server as a whole: sockets bound, routes joined, reloads taken, and an end in order.
 
-use std::collections::HashMap;
+mod limits;
+mod methods;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -10,11 +12,6 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use jiff::SignedDuration;
 use jiff::Timestamp;
-use prost::Message as _;
-use prost_types::FileDescriptorSet;
-use prost_types::MethodDescriptorProto;
-use prost_types::ServiceDescriptorProto;
-use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -26,29 +23,22 @@ use tonic_health::server::HealthReporter;
 use crate::audit::Audit;
 use crate::broker::Broker;
 use crate::clock::Clock;
-use crate::grpc::MAX_BATCH;
-use crate::grpc::MAX_MESSAGE;
 use crate::grpc::backlog;
 use crate::grpc::connection::Connections;
-use crate::grpc::driver::Deadlines;
 use crate::grpc::listener;
 use crate::grpc::listener::Acceptor;
 use crate::grpc::listener::Sockets;
 use crate::grpc::pb;
 use crate::grpc::pb::grant_service_server;
-use crate::grpc::pb::grant_service_server::GrantServiceServer;
-use crate::grpc::pb::key_broker_service_server::KeyBrokerServiceServer;
 use crate::grpc::pb::key_broker_service_server::SERVICE_NAME;
-use crate::grpc::service::Service;
 use crate::grpc::tls::Material;
 use crate::grpc::witness;
-use crate::grpc::witness::Contract;
-use crate::grpc::witness::Method;
-use crate::grpc::witness::Rpc;
 use crate::grpc::witness::Witness;
-use crate::grpc::witness::Work;
-use crate::strict::OutOfBounds;
 use crate::trace::Tracer;
+
+pub use limits::Limits;
+
+use methods::methods;
 
 /// What the server serves.
 pub struct Parts {
@@ -60,128 +50,6 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// Makes the spans of calls.
     pub tracer: Tracer,
-}
-
-/// Bounds of the server as a whole, each with a ceiling above which it is refused.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Limits {
-    /// Connections in all.
-    pub connections: usize,
-    /// Connections of one identity.
-    pub connections_per_identity: usize,
-    /// Connections from one address, before the identity is known.
-    pub connections_per_address: usize,
-    /// Calls under way; one more is OVERLOADED.
-    pub in_flight: usize,
-    /// Streams under way, which count apart; one more is OVERLOADED.
-    pub streams: usize,
-    /// Time for which work may stand in line: while it stands longer, calls of tenants over their
-    /// share are OVERLOADED.
-    pub queue_delay: SignedDuration,
-    /// The age at which a connection is asked to go, ± 10 %.
-    pub connection_age: SignedDuration,
-    /// After SIGTERM, the time in which load balancers learn that we go.
-    pub drain_pause: SignedDuration,
-    /// Then, the time in which calls under way finish.
-    pub drain: SignedDuration,
-    /// How patient a connection is.
-    #[serde(skip)]
-    pub deadlines: Deadlines,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connections: 1024,
-            connections_per_identity: 64,
-            connections_per_address: 256,
-            in_flight: 512,
-            streams: 128,
-            queue_delay: SignedDuration::from_millis(5),
-            connection_age: SignedDuration::from_mins(15),
-            drain_pause: SignedDuration::from_secs(5),
-            drain: SignedDuration::from_secs(25),
-            deadlines: Deadlines::default(),
-        }
-    }
-}
-
-impl Limits {
-    /// Checks every limit against its ceiling.
-    ///
-    /// # Errors
-    /// [`OutOfBounds`] for the first outside.
-    pub fn check(&self) -> Result<(), OutOfBounds> {
-        let count = |name, value: usize, ceiling, most| match value {
-            value if (1..=ceiling).contains(&value) => Ok(()),
-            value => Err(OutOfBounds {
-                name,
-                value: value.to_string(),
-                least: "1",
-                most,
-            }),
-        };
-        count("limits.connections", self.connections, 65_536, "65536")?;
-        count(
-            "limits.connections_per_identity",
-            self.connections_per_identity,
-            65_536,
-            "65536",
-        )?;
-        count(
-            "limits.connections_per_address",
-            self.connections_per_address,
-            65_536,
-            "65536",
-        )?;
-        count("limits.in_flight", self.in_flight, 65_536, "65536")?;
-        count("limits.streams", self.streams, 65_536, "65536")?;
-        let span = |name, value: SignedDuration, least, floor, most, ceiling| {
-            if value < floor || value > ceiling {
-                return Err(OutOfBounds {
-                    name,
-                    value: format!("{value:#}"),
-                    least,
-                    most,
-                });
-            }
-            Ok(())
-        };
-        let seconds = SignedDuration::from_secs;
-        span(
-            "limits.queue_delay",
-            self.queue_delay,
-            "1ms",
-            SignedDuration::from_millis(1),
-            "10s",
-            seconds(10),
-        )?;
-        span(
-            "limits.connection_age",
-            self.connection_age,
-            "1s",
-            seconds(1),
-            "24h",
-            seconds(86_400),
-        )?;
-        span(
-            "limits.drain_pause",
-            self.drain_pause,
-            "0s",
-            seconds(0),
-            "60s",
-            seconds(60),
-        )?;
-        span(
-            "limits.drain",
-            self.drain,
-            "1s",
-            seconds(1),
-            "10m",
-            seconds(600),
-        )
-    }
 }
 
 /// A server whose sockets are bound: whoever connects waits until [`Server::run`].
@@ -433,79 +301,6 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }
 
-/// The methods that there are, by path, from the contracts themselves.
-fn methods(broker: &Arc<Broker>, listen: &listener::Config) -> HashMap<String, Method> {
-    let ours = |limit| {
-        let service = KeyBrokerServiceServer::new(Service(Arc::clone(broker)))
-            .max_decoding_message_size(limit)
-            .max_encoding_message_size(limit);
-        (Contract::Keys(service), limit)
-    };
-    let grants = {
-        let service = GrantServiceServer::new(Service(Arc::clone(broker)))
-            .max_decoding_message_size(MAX_CONTROL)
-            .max_encoding_message_size(MAX_MESSAGE);
-        (Contract::Grants(service), MAX_CONTROL)
-    };
-    let usual = ours(MAX_MESSAGE);
-    let batch = ours(MAX_BATCH);
-    let rpc = |service: &ServiceDescriptorProto, method: &MethodDescriptorProto| {
-        let ((service, limit), answer, work) = match method.name() {
-            _ if service.name() == "GrantService" => (&grants, MAX_PAGE, Work::Short),
-            "EncryptBatch" | "DecryptBatch" => (&batch, MAX_HEADERS, Work::Long),
-            "ListKeys" => (&usual, MAX_PAGE, Work::Short),
-            _ if method.client_streaming() => (&usual, 0, Work::Stream),
-            _ => (&usual, MAX_HEADER, Work::Short),
-        };
-        Method::Ours(Rpc {
-            name: method.name().into(),
-            service: service.clone(),
-            limit: *limit,
-            answer,
-            work,
-        })
-    };
-
-    let mut methods = HashMap::new();
-    let mut enter =
-        |descriptors: &[u8],
-         kind: &dyn Fn(&ServiceDescriptorProto, &MethodDescriptorProto) -> Method| {
-            let descriptors = FileDescriptorSet::decode(descriptors)
-                .expect("descriptors are made with their code");
-            for file in &descriptors.file {
-                for service in &file.service {
-                    for method in &service.method {
-                        let path =
-                            format!("/{}.{}/{}", file.package(), service.name(), method.name());
-                        methods.insert(path, kind(service, method));
-                    }
-                }
-            }
-        };
-    enter(pb::DESCRIPTORS, &rpc);
-    enter(tonic_health::pb::FILE_DESCRIPTOR_SET, &|_, _| {
-        Method::Health
-    });
-    if listen.reflection {
-        for descriptors in [
-            tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
-            tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
-        ] {
-            enter(descriptors, &|_, _| Method::Reflection);
-        }
-    }
-    methods
-}
-
-/// What a page of 1,000 keys or of 100 grants takes at most, about, in bytes.
-const MAX_PAGE: usize = 512 << 10;
-/// Longest request that is about grants: with ten tokens, a principal and pairs, in bytes.
-const MAX_CONTROL: usize = 128 << 10;
-/// What an answer adds to the payload at most, in bytes: a header with its context and wrapped keys,
-/// tags, and names.
-const MAX_HEADER: usize = 16 << 10;
-/// The same for the usual batch of 1,000 items, in bytes.
-const MAX_HEADERS: usize = 1 << 20;
 /// Those whose health can be asked for; "" is the whole.
 const SERVICES: [&str; 3] = ["", SERVICE_NAME, grant_service_server::SERVICE_NAME];
 
