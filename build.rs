@@ -35,7 +35,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-const CONTRACTS: [&str; 2] = [
+const CONTRACTS: [&str; 3] = [
+    "proto/keybroker/v1/admin.proto",
     "proto/keybroker/v1/grant.proto",
     "proto/keybroker/v1/key_broker.proto",
 ];

@@ -8,10 +8,12 @@
 //! | `binding` | what a request says of a message besides its content |
 //! | `sealing`, `opening` | from there over the permit to the data key |
 //! | `batch`, `stream` | several messages in one call, and those of any length |
+//! | `admin` | what operators do to tenants |
 //! | `grants` | leave to use a key: made, listed, renewed, ended; and what of it a use asks the store |
 //! | `keys` | what a caller may know of keys |
 //! | `notes` | what all these add to the audit record |
 
+mod admin;
 mod batch;
 mod binding;
 mod grants;
@@ -24,6 +26,10 @@ pub mod stream;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use admin::AdminCall;
+pub use admin::Management;
+pub use admin::Operator;
+pub use admin::Origin;
 pub use batch::Answer;
 pub use batch::Cipher;
 pub use batch::Done;
@@ -81,6 +87,7 @@ pub struct Broker {
     /// Of the tenants; none where nobody else can change them.
     freshness: Option<Arc<Freshness>>,
     grants: Grants,
+    management: ArcSwap<Management>,
 }
 
 impl Broker {
@@ -92,6 +99,7 @@ impl Broker {
             data_keys,
             freshness: None,
             grants,
+            management: ArcSwap::default(),
         }
     }
 

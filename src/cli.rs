@@ -5,7 +5,7 @@
 //! | 0 | done |
 //! | 1 | `healthcheck`: the broker does not serve |
 //! | 64 | the command line is wrong or lacks something |
-//! | 65 | plaintext, ciphertext, context or key name is refused; an audit trail is broken |
+//! | 65 | plaintext, ciphertext, context, name or tenants file refused; an audit trail is broken |
 //! | 66 | an input file is not there or not readable |
 //! | 69 | broker, KMS, key, keyring or store is not available now |
 //! | 70 | a fault of keybroker itself, or the broker's |
@@ -101,7 +101,7 @@ enum Command {
     Keys(keys::Command),
     /// Serves until SIGTERM; reloads on SIGHUP and when its files change.
     Serve(serve::Args),
-    /// Suspends tenants, and resumes them.
+    /// Suspends tenants, resumes them, and drops their data keys.
     #[command(subcommand)]
     Tenant(tenant::Command),
 }
@@ -185,7 +185,7 @@ Exit codes:
    0  done
    1  healthcheck: the broker does not serve
   64  the command line is wrong or lacks something
-  65  plaintext, ciphertext, context or key name is refused; an audit trail is broken
+  65  plaintext, ciphertext, context, name or tenants file refused; an audit trail is broken
   66  an input file is not there or not readable
   69  broker, KMS, key, keyring or store is not available now
   70  a fault of keybroker itself, or the broker's

@@ -13,6 +13,8 @@ use jiff::Timestamp;
 use serde::Deserialize;
 
 use crate::audit;
+use crate::broker::Management;
+use crate::broker::Origin;
 use crate::datakeys;
 use crate::directory::Clash;
 use crate::directory::Directory;
@@ -25,9 +27,11 @@ use crate::grpc::tls;
 use crate::grpc::tls::Material;
 use crate::identity;
 use crate::identity::DEV_TRUST_DOMAIN;
+use crate::identity::Operators;
 use crate::identity::Rules;
 use crate::kms;
 use crate::kms::KeyRef;
+use crate::kms::Reach;
 use crate::kms::local::Keyring;
 use crate::kms::local::Purpose;
 use crate::mem;
@@ -56,6 +60,9 @@ pub struct Config {
     /// Who is who.
     #[serde(default)]
     pub identity: identity::Config,
+    /// Who may call the AdminService.
+    #[serde(default)]
+    pub operators: Operators,
     /// Where data keys are wrapped.
     #[serde(default)]
     pub kms: kms::Config,
@@ -289,6 +296,18 @@ impl Config {
         })
     }
 
+    /// Who manages the tenants, and within which bounds.
+    pub fn management(&self) -> Management {
+        Management {
+            operators: self.operators.clone(),
+            reach: self.reach(),
+            origin: match self.tenants_file {
+                Some(_) => Origin::File,
+                None => Origin::Store,
+            },
+        }
+    }
+
     /// Whether `next` asks for a change that only a restart can make: which section.
     pub fn needs_restart(&self, next: &Self) -> Option<&'static str> {
         if self.listen != next.listen {
@@ -338,23 +357,33 @@ impl Config {
     /// playground, which would be none.
     fn fits(&self, path: &Path, keys: &[Arc<Key>]) -> Result<(), Error> {
         for key in keys {
-            let mut kms = key.kms().iter();
-            if self.kms.local.is_none() && kms.any(|kms| matches!(kms, KeyRef::Local(_))) {
-                return Err(Error::Missing {
-                    path: path.to_owned(),
-                    needs: format!("the key {}", key.name()),
-                    section: "kms.local",
-                });
-            }
-            let mut kms = key.kms().iter();
-            if self.purpose == Purpose::Dev && kms.any(|kms| kms.arn().is_some()) {
-                return Err(Error::RealKey {
-                    path: path.to_owned(),
-                    key: key.name().clone(),
-                });
+            match key.out_of(self.reach()) {
+                None => {}
+                Some(KeyRef::Local(_)) => {
+                    return Err(Error::Missing {
+                        path: path.to_owned(),
+                        needs: format!("the key {}", key.name()),
+                        section: "kms.local",
+                    });
+                }
+                Some(KeyRef::Aws(_) | KeyRef::MultiRegion(_)) => {
+                    return Err(Error::RealKey {
+                        path: path.to_owned(),
+                        key: key.name().clone(),
+                    });
+                }
             }
         }
         Ok(())
+    }
+
+    /// Which KMS keys may be called.
+    fn reach(&self) -> Reach {
+        match (self.purpose, &self.kms.local) {
+            (Purpose::Dev, _) => Reach::Local,
+            (Purpose::Production, Some(_)) => Reach::AwsAndLocal,
+            (Purpose::Production, None) => Reach::Aws,
+        }
     }
 
     /// The private keys of `keybroker dev` have lain in a folder for trying things out: whoever

@@ -271,8 +271,14 @@ impl DataKeys {
             let current = directory.key(origin.key().name());
             current.is_none_or(|current| !origin.is_of(current))
         };
+        let purged = |origin: &Origin| {
+            let current = directory.tenant(origin.key().tenant().id());
+            current.is_some_and(|current| current.purged() != origin.key().tenant().purged())
+        };
         for share in self.upstream.shares.all() {
-            if !share.cut_off(Retirement::Rotated, outdated).is_empty() {
+            let purged = share.cut_off(Retirement::Purge, purged);
+            let outdated = share.cut_off(Retirement::Rotated, outdated);
+            if !purged.is_empty() || !outdated.is_empty() {
                 share.remove_cut();
             }
         }

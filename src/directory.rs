@@ -58,9 +58,11 @@ struct Home {
 }
 
 impl Home {
-    /// Has the tenant suspended.
-    fn suspend(&mut self) {
-        Arc::make_mut(&mut self.tenant).standing = Standing::Suspended;
+    /// Adds to the tenant what no file says.
+    fn mark(&mut self, standing: Standing, purged: u64) {
+        let tenant = Arc::make_mut(&mut self.tenant);
+        tenant.standing = standing;
+        tenant.purged = purged;
         for key in &mut self.keys {
             Arc::make_mut(key).tenant = Arc::clone(&self.tenant);
         }
@@ -124,12 +126,13 @@ impl Directory {
                 id,
                 content,
                 standing,
+                purged,
             } = row;
             let Ok(tenant) = id.parse::<TenantId>() else {
                 unusable.push((id, Unusable::Id));
                 continue;
             };
-            match reader.home(&tenant, content, standing) {
+            match reader.home(&tenant, content, standing, purged) {
                 Ok(Some(home)) => drop(homes.insert(tenant, home)),
                 Ok(None) => drop(homes.remove(&tenant)),
                 Err(error) => {
@@ -158,8 +161,9 @@ impl Directory {
     }
 
     /// This directory as the successor of `previous`: a key keeps the generation it had if its
-    /// KMS binding, its limits and its tenant's standing are the same, else it gets one that no key ever had in the line
-    /// of directories from which `previous` descends.
+    /// KMS binding, its limits and its tenant's standing are the same and its data keys were not
+    /// dropped meanwhile, else it gets one that no key ever had in the line of directories from
+    /// which `previous` descends.
     #[must_use]
     pub fn succeed(mut self, previous: &Self) -> Self {
         self.generation = previous.generation + 1;

@@ -91,6 +91,9 @@ pub enum Error {
     /// The request's body is no message of its type.
     #[error("undecodable request body")]
     Malformed,
+    /// The caller is no operator of the broker.
+    #[error("not an operator")]
+    NotOperator,
     /// There is more to do than the broker takes on.
     #[error("too much to do")]
     Overloaded,
@@ -126,6 +129,9 @@ pub enum Error {
     /// The caller's tenant, or the key's, is suspended.
     #[error("the tenant is suspended")]
     TenantSuspended,
+    /// The broker takes its tenants from a file of its own.
+    #[error("tenants_file is set")]
+    TenantsFileSet,
     /// The connection proves no identity, or not any more.
     #[error("unauthenticated: {0}")]
     Unauthenticated(#[from] Unauthenticated),
@@ -257,12 +263,14 @@ impl Error {
             | Self::Malformed
             | Self::MessageTooLarge { .. }
             | Self::MethodUnknown
+            | Self::NotOperator
             | Self::PlaintextTooLarge { .. }
             | Self::ResponseTooLarge { .. }
             | Self::Stalled
             | Self::TenantKmsConfigInvalid(_)
             | Self::TenantKmsDenied(_)
             | Self::TenantSuspended
+            | Self::TenantsFileSet
             | Self::Unauthenticated(_)
             | Self::Unmapped
             | Self::Unverified(_) => false,
@@ -290,6 +298,7 @@ impl Error {
             Self::Malformed => "REQUEST_MALFORMED",
             Self::MessageTooLarge { .. } => "MESSAGE_TOO_LARGE",
             Self::MethodUnknown => "METHOD_UNKNOWN",
+            Self::NotOperator => "NOT_AN_OPERATOR",
             Self::Overloaded => "OVERLOADED",
             Self::PlaintextTooLarge { .. } => "PLAINTEXT_TOO_LARGE",
             Self::RateLimited(_) => "RATE_LIMITED",
@@ -298,6 +307,7 @@ impl Error {
             Self::TenantKmsConfigInvalid(_) => "TENANT_KMS_CONFIG_INVALID",
             Self::TenantKmsDenied(_) => "TENANT_KMS_DENIED",
             Self::TenantSuspended => "TENANT_SUSPENDED",
+            Self::TenantsFileSet => "TENANTS_FILE_SET",
             Self::Unauthenticated(Unauthenticated::Expired) => "IDENTITY_EXPIRED",
             Self::Unauthenticated(Unauthenticated::Missing) => "IDENTITY_MISSING",
             Self::Unauthenticated(Unauthenticated::Revoked) => "IDENTITY_REVOKED",

@@ -5,6 +5,7 @@
 //! messages into broker calls, `stream` runs those that go on for long, and `status` turns errors
 //! into statuses. [`client`] is the other side, for our own command line.
 
+mod admin;
 mod backlog;
 mod batch;
 pub mod client;

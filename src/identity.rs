@@ -4,6 +4,7 @@
 //! Verifying a certificate's chain belongs to the TLS room; this room reads names and maps them.
 
 pub mod leaf;
+mod operators;
 pub mod principal;
 pub mod rules;
 mod session;
@@ -15,6 +16,7 @@ use jiff::Timestamp;
 
 pub use leaf::Leaf;
 pub use leaf::Refusal;
+pub use operators::Operators;
 pub use principal::Principal;
 pub use principal::PrincipalPattern;
 pub use principal::Shape;

@@ -19,6 +19,7 @@ pub use guarded::Guarded;
 pub use key::Arn;
 pub use key::KeyRef;
 pub use key::MalformedRef;
+pub use key::Reach;
 pub use key::Replicas;
 pub use key::UnfitReplicas;
 pub use statement::Statement;

@@ -41,6 +41,7 @@ pub use error::Error;
 pub use freshness::Freshness;
 pub use tenants::Absent;
 pub use tenants::Applied;
+pub use tenants::Marked;
 pub use tenants::News;
 
 use engine::Engine;

@@ -19,6 +19,7 @@ fuzz_target!(|text: &str| {
         id: id.to_string(),
         content: Content::Document(document),
         standing: Standing::Active,
+        purged: 0,
     });
     let (stored, unusable) = Directory::default().with(rows);
     assert!(unusable.is_empty(), "{unusable:?}");

@@ -42,12 +42,14 @@ pub struct Record {
     pub plaintext_bytes: Option<usize>,
     /// The data keys used, two for a ReEncrypt, each with every KMS key that wrapped it.
     pub resources: Vec<Resource>,
-    /// The list of the key policy that allowed the call, or `grant`.
+    /// The list of the key policy that allowed the call, `grant` or `operators`.
     pub rule: Option<&'static str>,
     /// The grant that allowed the call, or that it is about.
     pub grant_id: Option<Id>,
     /// What a call says of a grant; stands in no other call's line.
     pub grant: Option<Box<Terms>>,
+    /// The number of the change that it made in the store; stands in no other call's line.
+    pub change: Option<u64>,
     /// What kind of call it is.
     pub category: Category,
     /// The generation of the directory that was in force.
@@ -325,6 +327,9 @@ impl Record {
         }
         if let Some(items) = &self.items {
             put(line, r#","items":"#, Other(items.rows()));
+        }
+        if let Some(change) = self.change {
+            put(line, r#","change":"#, change);
         }
         let micros = i64::try_from(micros).unwrap_or(i64::MAX);
         put(line, r#","durationMicros":"#, Other(micros));

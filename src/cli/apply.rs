@@ -1,55 +1,42 @@
 //! `keybroker apply`: brings a tenants file into the store, for all brokers that share it.
 
+use std::fs;
 use std::path::PathBuf;
 
-use crate::cli::ConfigArg;
 use crate::cli::Exit;
 use crate::cli::Failure;
+use crate::cli::connect::Connection;
 use crate::cli::say;
-use crate::cli::stored;
-use crate::config::Config;
-use crate::identity::Rules;
+use crate::grpc::client::Applied;
 use crate::store::Absent;
-use crate::store::Applied;
 
-/// Brings a tenants file into the store that the configuration names, all of it or nothing, and says
-/// what that changed. Brokers take it up within a second or so. Again, it changes nothing.
+/// Brings a tenants file into the store of a broker, all of it or nothing, and says what that
+/// changed. All brokers on the store take it up within a second or so. Again, it changes nothing.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    #[command(flatten)]
-    config: ConfigArg,
     /// The tenants file.
     #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
     /// Removes the tenants that the file lacks; without it they stay.
     #[arg(long)]
     prune: bool,
+    #[command(flatten)]
+    connect: Connection,
 }
 
 pub(super) async fn run(args: &Args) -> Result<(), Failure> {
-    let path = &args.config.config;
-    let config = Config::load(path).map_err(|error| Failure::config(&error))?;
-    if let Some(file) = &config.tenants_file {
-        let sentence = format!(
-            "{} names {} as tenants_file, which brokers bring in by themselves: change that file, \
-             or take the setting out",
-            path.display(),
-            file.display()
-        );
-        return Err(Failure::new(Exit::Config, sentence));
-    }
-    let rules = Rules::new(&config.identity).map_err(|error| Failure::config(&error))?;
-    let tenants = config
-        .tenants(path, &args.file, &rules)
-        .map_err(|error| Failure::config(&error))?;
+    let tenants = fs::read_to_string(&args.file).map_err(|error| {
+        let sentence = format!("cannot read {}: {error}", args.file.display());
+        Failure::new(Exit::NoInput, sentence)
+    })?;
     let absent = if args.prune {
         Absent::Remove
     } else {
         Absent::Keep
     };
-    let store = stored::open(&config.store)?;
-    let applied = store.apply(&tenants.documents, absent).await;
-    tell(&applied.map_err(|error| stored::failure(&error))?);
+    let client = args.connect.connect().await?;
+    let applied = client.apply(tenants, absent).await;
+    tell(&applied.map_err(|error| Failure::broker(&error))?);
     Ok(())
 }
 

@@ -140,6 +140,7 @@ impl Broking {
         let limit = staleness(config.store.max_staleness).unwrap_or_default();
         let freshness = Arc::new(Freshness::new(Arc::clone(&clock), limit));
         let broker = Broker::new(policy, quotas, data_keys, grants);
+        broker.manage(config.management());
         let broker = Arc::new(broker.following(Arc::clone(&freshness)));
         let follower = Arc::new(Follower::new(
             path.to_owned(),

@@ -338,6 +338,7 @@ impl<'a> Reader<'a> {
             weight,
             context: self.pairs(context),
             standing: Standing::Active,
+            purged: 0,
             max_staleness: match max_staleness {
                 Some(span) => Some(staleness(span).ok_or(Fault::Staleness { span })?),
                 None => None,

@@ -9,6 +9,8 @@ use serde::Serialize;
 
 use crate::directory::binding::Binding;
 use crate::identity::PrincipalPattern;
+use crate::kms::KeyRef;
+use crate::kms::Reach;
 use crate::message::context;
 use crate::name::KeyName;
 use crate::name::TenantId;
@@ -20,6 +22,7 @@ use crate::quota::Rate;
 pub struct Tenant {
     pub(super) id: TenantId,
     pub(super) standing: Standing,
+    pub(super) purged: u64,
     pub(super) max_staleness: Option<Duration>,
     pub(super) weight: u32,
     pub(super) context: Pairs,
@@ -69,6 +72,11 @@ impl Tenant {
     /// Whether it may do anything.
     pub fn standing(&self) -> Standing {
         self.standing
+    }
+
+    /// The number of the change that last dropped its data keys; 0 before the first.
+    pub fn purged(&self) -> u64 {
+        self.purged
     }
 
     /// How long what is known of it counts without word of the store, if that is not as long as for
@@ -142,6 +150,11 @@ impl Key {
         &self.kms
     }
 
+    /// The first of them that is out of `reach`.
+    pub fn out_of(&self, reach: Reach) -> Option<&KeyRef> {
+        self.kms.iter().find(|kms| !reach.includes(kms))
+    }
+
     /// In whose AWS account those KMS keys are.
     pub fn owner(&self) -> Owner {
         self.owner
@@ -149,13 +162,13 @@ impl Key {
 
     /// Whether data keys of `other`, the same key at another time, may serve for this one.
     pub(super) fn caches_as(&self, other: &Self) -> bool {
-        let standing = |key: &Self| key.tenant.standing;
-        self.kms == other.kms && self.limits == other.limits && standing(self) == standing(other)
+        let tenant = |key: &Self| (key.tenant.standing, key.tenant.purged);
+        self.kms == other.kms && self.limits == other.limits && tenant(self) == tenant(other)
     }
 
-    /// Changes whenever the binding, the limits or the tenant's standing do, and never comes back to
-    /// an older number:
-    /// what was cached under another generation is not for this key.
+    /// Changes whenever the binding, the limits or the tenant's standing do, and when its data keys
+    /// are dropped, and never comes back to an older number: what was cached under another
+    /// generation is not for this key.
     pub fn generation(&self) -> u64 {
         self.generation
     }

@@ -18,6 +18,8 @@ pub struct Row {
     pub content: Content,
     /// Whether it may do anything.
     pub standing: Standing,
+    /// The number of the change that last dropped its data keys; 0 before the first.
+    pub purged: u64,
 }
 
 /// What the store holds of a tenant.
@@ -61,6 +63,7 @@ impl Reader {
         id: &TenantId,
         content: Content,
         standing: Standing,
+        purged: u64,
     ) -> Result<Option<Arc<Home>>, Unusable> {
         let document = match content {
             Content::Damaged => return Err(Unusable::Damaged),
@@ -71,8 +74,8 @@ impl Reader {
         let mut homes = read.map_err(|error| Unusable::Document(error.into()))?;
         match (homes.remove(id), homes.is_empty()) {
             (Some(mut home), true) => {
-                if standing == Standing::Suspended {
-                    Arc::make_mut(&mut home).suspend();
+                if (standing, purged) != (Standing::Active, 0) {
+                    Arc::make_mut(&mut home).mark(standing, purged);
                 }
                 Ok(Some(home))
             }

@@ -2,6 +2,7 @@
 //! checksums, and gives plain types back.
 
 mod address;
+mod admin;
 mod grants;
 mod route;
 
@@ -29,6 +30,9 @@ use zeroize::Zeroizing;
 pub use address::Address;
 pub use address::MalformedAddress;
 pub use address::Place;
+pub use admin::Applied;
+pub use admin::Measure;
+pub use admin::Receipt;
 pub use grants::Grant;
 pub use grants::Which;
 pub use grants::Wish;

@@ -29,6 +29,7 @@ use crate::grpc::listener;
 use crate::grpc::listener::Acceptor;
 use crate::grpc::listener::Sockets;
 use crate::grpc::pb;
+use crate::grpc::pb::admin_service_server;
 use crate::grpc::pb::grant_service_server;
 use crate::grpc::pb::key_broker_service_server::SERVICE_NAME;
 use crate::grpc::tls::Material;
@@ -302,7 +303,12 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
 }
 
 /// Those whose health can be asked for; "" is the whole.
-const SERVICES: [&str; 3] = ["", SERVICE_NAME, grant_service_server::SERVICE_NAME];
+const SERVICES: [&str; 4] = [
+    "",
+    SERVICE_NAME,
+    admin_service_server::SERVICE_NAME,
+    grant_service_server::SERVICE_NAME,
+];
 
 /// A span that `check` has found not negative.
 fn span(span: SignedDuration) -> Duration {

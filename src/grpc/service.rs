@@ -9,8 +9,10 @@ use tonic::Status;
 use tonic::Streaming;
 
 use crate::audit::Failure;
+use crate::broker::AdminCall;
 use crate::broker::Broker;
 use crate::broker::Call;
+use crate::broker::Operator;
 use crate::broker::stream::Begun;
 use crate::datakeys::Patience;
 use crate::error::Error;
@@ -69,6 +71,26 @@ impl Service {
 }
 
 impl Service {
+    /// Runs an operator's call, and notes why it failed.
+    pub(super) async fn administer<Q, P>(
+        &self,
+        request: Request<Q>,
+        run: impl AsyncFnOnce(AdminCall<'_>, Q) -> Result<P, Error>,
+    ) -> Result<Response<P>, Status> {
+        let (_, mut extensions, message) = request.into_parts();
+        let Some(passage) = extensions.remove::<Passage<Operator>>() else {
+            return Err(Status::internal("a call that did not pass the witness"));
+        };
+        let notes = passage.notes.clone();
+        let call = self.0.admin_call(passage.visitor.clone(), notes);
+        let outcome = run(call, message).await;
+        outcome
+            .map(Response::new)
+            .map_err(|error| refuse(&error, &passage))
+    }
+}
+
+impl Service {
     /// Has `begin` read what it needs and begin the stream, and lets that go on by itself.
     async fn serve_stream<S: Stream>(
         &self,
@@ -108,7 +130,7 @@ impl Service {
 }
 
 /// Notes why the call fails, and says it to the client.
-fn refuse(error: &Error, passage: &Passage) -> Status {
+fn refuse<V>(error: &Error, passage: &Passage<V>) -> Status {
     passage
         .notes
         .add(|record| record.failure = Some(failure(error)));

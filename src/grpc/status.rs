@@ -69,14 +69,15 @@ fn code(error: &Error) -> Code {
         | Error::MessageTooLarge { .. }
         | Error::PlaintextTooLarge { .. }
         | Error::Unverified(_) => Code::InvalidArgument,
-        Error::Denied(_) | Error::Unmapped => Code::PermissionDenied,
+        Error::Denied(_) | Error::NotOperator | Error::Unmapped => Code::PermissionDenied,
         Error::Expired | Error::Stalled => Code::DeadlineExceeded,
         Error::GrantNotRenewable
         | Error::KeyDisabled
         | Error::KeyPendingDeletion(_)
         | Error::TenantKmsConfigInvalid(_)
         | Error::TenantKmsDenied(_)
-        | Error::TenantSuspended => Code::FailedPrecondition,
+        | Error::TenantSuspended
+        | Error::TenantsFileSet => Code::FailedPrecondition,
         Error::GrantNameTaken => Code::AlreadyExists,
         Error::MethodUnknown => Code::Unimplemented,
         Error::GrantsExhausted { .. }
@@ -151,6 +152,11 @@ fn sentence(error: &Error) -> String {
         Error::MethodUnknown => {
             "there is no such method: see the services that reflection lists".into()
         }
+        Error::NotOperator => {
+            "only operators that the broker's configuration names may do this: ask those who run \
+             the broker"
+                .into()
+        }
         Error::Overloaded => "the broker has more to do than it takes on: try again later".into(),
         Error::PlaintextTooLarge { length, limit } => format!(
             "the plaintext has {length} bytes, over the limit of {limit}: encrypt it in a stream, \
@@ -189,6 +195,11 @@ fn sentence(error: &Error) -> String {
         }
         Error::TenantSuspended => {
             "the tenant is suspended: ask those who run the broker to resume it".into()
+        }
+        Error::TenantsFileSet => {
+            "the broker's configuration names a tenants_file, which it brings in by itself: change \
+             that file, or take the setting out"
+                .into()
         }
         Error::Unauthenticated(Unauthenticated::Expired) => {
             "the client certificate has expired: connect with a new one".into()
@@ -299,12 +310,14 @@ fn metadata(error: &Error) -> HashMap<String, String> {
         | Error::KmsUnavailable(_)
         | Error::Malformed
         | Error::MethodUnknown
+        | Error::NotOperator
         | Error::Overloaded
         | Error::Stalled
         | Error::StoreUnavailable(_)
         | Error::TenantKmsConfigInvalid(_)
         | Error::TenantKmsDenied(_)
         | Error::TenantSuspended
+        | Error::TenantsFileSet
         | Error::Unauthenticated(_)
         | Error::Unmapped
         | Error::Unverified(_)
@@ -324,7 +337,7 @@ fn describe(error: &Error, request_id: &str, details: &mut ErrorDetails) {
         Error::PlaintextTooLarge { .. } => {
             details.add_bad_request_violation("plaintext", sentence(error));
         }
-        Error::Bug(_) | Error::Denied(_) | Error::Unmapped => {
+        Error::Bug(_) | Error::Denied(_) | Error::NotOperator | Error::Unmapped => {
             details.set_request_info(request_id, "");
         }
         Error::RateLimited(exceeded) => {
@@ -333,7 +346,8 @@ fn describe(error: &Error, request_id: &str, details: &mut ErrorDetails) {
         Error::GrantNotRenewable
         | Error::KeyDisabled
         | Error::KeyPendingDeletion(_)
-        | Error::TenantSuspended => {
+        | Error::TenantSuspended
+        | Error::TenantsFileSet => {
             details.add_precondition_failure_violation(error.reason(), "", sentence(error));
         }
         Error::TenantKmsConfigInvalid(_) => {
@@ -394,6 +408,7 @@ fn pause(error: &Error) -> Option<Duration> {
         | Error::Malformed
         | Error::MessageTooLarge { .. }
         | Error::MethodUnknown
+        | Error::NotOperator
         | Error::Overloaded
         | Error::PlaintextTooLarge { .. }
         | Error::ResponseTooLarge { .. }
@@ -402,6 +417,7 @@ fn pause(error: &Error) -> Option<Duration> {
         | Error::TenantKmsConfigInvalid(_)
         | Error::TenantKmsDenied(_)
         | Error::TenantSuspended
+        | Error::TenantsFileSet
         | Error::Unauthenticated(_)
         | Error::Unmapped
         | Error::Unverified(_)

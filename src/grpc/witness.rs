@@ -6,6 +6,7 @@
 //! too, and leaves as a row of our own error table.
 
 mod headers;
+mod rpc;
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -24,7 +25,6 @@ use tonic::Code;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
-use tower::Service as _;
 use tower::ServiceExt as _;
 use uuid::Uuid;
 
@@ -32,6 +32,7 @@ use crate::audit::Audit;
 use crate::audit::Notes;
 use crate::audit::Record;
 use crate::broker::Broker;
+use crate::broker::Operator;
 use crate::broker::Visitor;
 use crate::clock::Clock;
 use crate::datakeys::Patience;
@@ -39,31 +40,32 @@ use crate::error::Error;
 use crate::error::Unauthenticated;
 use crate::grpc::connection::Connection;
 use crate::grpc::driver::step_aside;
-use crate::grpc::pb::grant_service_server::GrantServiceServer;
-use crate::grpc::pb::key_broker_service_server::KeyBrokerServiceServer;
-use crate::grpc::service::Service;
 use crate::grpc::service::failure;
 use crate::grpc::status::of_tonic;
 use crate::grpc::status::status;
 use crate::grpc::stream::Lasting;
 use crate::grpc::trace::answered;
 use crate::grpc::trace::begin;
+use crate::identity::Session;
 use crate::metrics::Shed;
 use crate::quota;
 use crate::trace::Span;
 use crate::trace::Tracer;
 
 pub(super) use headers::text;
+pub(super) use rpc::Contract;
+pub(super) use rpc::Rpc;
+pub(super) use rpc::Work;
 
 use headers::REQUEST_ID;
 use headers::allowed;
 use headers::patience;
 use headers::request_id;
 
-/// What a call brings along to its method.
+/// What a call brings along to its method: who calls, which the service decides.
 #[derive(Clone)]
-pub(super) struct Passage {
-    pub(super) visitor: Visitor,
+pub(super) struct Passage<V = Visitor> {
+    pub(super) visitor: V,
     pub(super) notes: Notes,
     pub(super) request_id: Arc<str>,
 }
@@ -90,52 +92,6 @@ pub(super) struct Bounds {
     pub(super) streams: usize,
     /// For how long nothing may move on one.
     pub(super) stall: Duration,
-}
-
-/// What the layer has to know of an RPC of the broker.
-pub(super) struct Rpc {
-    /// The name without its service.
-    pub(super) name: Arc<str>,
-    /// What serves it.
-    pub(super) service: Contract,
-    /// The longest request that it takes, in bytes.
-    pub(super) limit: usize,
-    /// How much longer than its request an answer can be, in bytes. Those of a stream are bounded
-    /// one by one.
-    pub(super) answer: usize,
-    pub(super) work: Work,
-}
-
-/// The service that an RPC is of.
-#[derive(Clone)]
-pub(super) enum Contract {
-    Grants(GrantServiceServer<Service>),
-    Keys(KeyBrokerServiceServer<Service>),
-}
-
-impl Contract {
-    async fn call(self, request: http::Request<Body>) -> http::Response<Body> {
-        let served = match self {
-            Self::Grants(mut service) => service.call(request).await,
-            Self::Keys(mut service) => service.call(request).await,
-        };
-        match served {
-            Ok(response) => response,
-            Err(never) => match never {},
-        }
-    }
-}
-
-/// How much an RPC has to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Work {
-    /// Enough to hold up the other calls of its connection: it runs in a task of its own.
-    Long,
-    /// So little that it may run in the connection's own task.
-    Short,
-    /// As much as its client likes: the call only begins it, in a task of its own, and it goes on
-    /// in another. It has a place among the streams and no deadline but its client's.
-    Stream,
 }
 
 struct Inner {
@@ -297,6 +253,22 @@ struct Opened<'a> {
     until: Instant,
 }
 
+impl Opened<'_> {
+    fn passage<V>(&self, visitor: V) -> Passage<V> {
+        Passage {
+            visitor,
+            notes: self.notes.clone(),
+            request_id: Arc::clone(self.request_id),
+        }
+    }
+}
+
+/// Who calls.
+enum Guest {
+    Operator(Operator),
+    Visitor(Visitor),
+}
+
 /// What a call has come to.
 struct Passed {
     response: http::Response<Body>,
@@ -337,6 +309,31 @@ impl Inner {
         Error::Overloaded
     }
 
+    /// Who calls `rpc`, if they may call it at all.
+    fn guest(
+        &self,
+        connection: &Connection,
+        session: &Session,
+        rpc: &Rpc,
+        call: &Opened<'_>,
+    ) -> Result<Guest, Error> {
+        match rpc.service {
+            Contract::Admin(_) => {
+                let operator = self.broker.operator(session, call.notes)?;
+                Ok(Guest::Operator(operator))
+            }
+            Contract::Grants(_) | Contract::Keys(_) => {
+                let visitor = self
+                    .broker
+                    .visitor(session, &connection.account, call.notes)?;
+                let account = visitor.account();
+                account.enter().map_err(|_| self.shed(Shed::QueueDelay))?;
+                account.spend(quota::CALL)?;
+                Ok(Guest::Visitor(visitor))
+            }
+        }
+    }
+
     async fn pass(
         &self,
         connection: &Arc<Connection>,
@@ -346,14 +343,13 @@ impl Inner {
     ) -> Result<Passed, Error> {
         let session = connection.authenticated(self.clock.wall())?;
         let rpc = rpc.ok_or(Error::MethodUnknown)?;
-        let visitor = self
-            .broker
-            .visitor(session, &connection.account, call.notes)?;
-        let account = visitor.account();
-        account.enter().map_err(|_| self.shed(Shed::QueueDelay))?;
-        account.spend(quota::CALL)?;
+        let guest = self.guest(connection, session, rpc, call)?;
         let mut begun = None;
         let (mut request, place, turn) = match rpc.work {
+            Work::Control => {
+                let (request, place) = connection.room.admit(request, rpc.limit, rpc.answer).await;
+                (request, place, None)
+            }
             Work::Long | Work::Short => {
                 // Before the body is read, which may take long and a place of the connection's.
                 if self.in_flight.available_permits() == 0 {
@@ -375,15 +371,18 @@ impl Inner {
                 (request, None, None)
             }
         };
-        request.extensions_mut().insert(Passage {
-            visitor,
-            notes: call.notes.clone(),
-            request_id: Arc::clone(call.request_id),
-        });
+        match guest {
+            Guest::Operator(operator) => {
+                request.extensions_mut().insert(call.passage(operator));
+            }
+            Guest::Visitor(visitor) => {
+                request.extensions_mut().insert(call.passage(visitor));
+            }
+        }
         let patience = Arc::new(Patience::new(call.until, turn, call.span.cause()));
         request.extensions_mut().insert(patience);
         match rpc.work {
-            Work::Long | Work::Stream => step_aside().await,
+            Work::Control | Work::Long | Work::Stream => step_aside().await,
             Work::Short => {}
         }
         let response = rpc.service.clone().call(request).await;

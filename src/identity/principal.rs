@@ -4,6 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use serde::Deserialize;
+
 use super::Id;
 use super::spiffe;
 use super::spiffe::DnsName;
@@ -43,7 +45,8 @@ impl fmt::Debug for Principal {
 ///   segment, whatever it is; never for a part of one, and never for the trust domain;
 /// - `dns:<name>`;
 /// - `unix:uid=<uid>`, `unix:gid=<gid>` or `unix:uid=<uid>,gid=<gid>`.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash, Deserialize)]
+#[serde(try_from = "String")]
 pub struct PrincipalPattern {
     text: Arc<str>,
     kind: Kind,
@@ -199,6 +202,14 @@ impl FromStr for PrincipalPattern {
             kind: kind.ok_or(MalformedPattern)?,
             text: text.into(),
         })
+    }
+}
+
+impl TryFrom<String> for PrincipalPattern {
+    type Error = MalformedPattern;
+
+    fn try_from(text: String) -> Result<Self, MalformedPattern> {
+        text.parse()
     }
 }
 

@@ -20,6 +20,30 @@ pub enum KeyRef {
     Local(String),
 }
 
+/// Which keys a broker can call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reach {
+    /// Those of AWS KMS.
+    #[default]
+    Aws,
+    /// Those of AWS KMS, and of the embedded local KMS.
+    AwsAndLocal,
+    /// Those of the embedded local KMS.
+    Local,
+}
+
+impl Reach {
+    /// Whether `key` is one of them.
+    pub fn includes(self, key: &KeyRef) -> bool {
+        match (self, key) {
+            (Self::Aws | Self::AwsAndLocal, KeyRef::Aws(_) | KeyRef::MultiRegion(_))
+            | (Self::AwsAndLocal | Self::Local, KeyRef::Local(_)) => true,
+            (Self::Aws, KeyRef::Local(_))
+            | (Self::Local, KeyRef::Aws(_) | KeyRef::MultiRegion(_)) => false,
+        }
+    }
+}
+
 impl KeyRef {
     /// The key in each Region that it may be called in, in order of preference. None of these has
     /// others.

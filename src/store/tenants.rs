@@ -38,6 +38,23 @@ pub struct Applied {
     pub unchanged: usize,
 }
 
+/// What became of a change of one tenant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marked {
+    /// The number of the tenant's latest change: of this one, or of one that made it what it was to
+    /// be already.
+    pub change: u64,
+    /// The number of the one before; the same if there was nothing to change.
+    pub before: u64,
+}
+
+impl Marked {
+    /// Whether there was something to change.
+    pub fn is_new(self) -> bool {
+        self.before < self.change
+    }
+}
+
 /// What has changed.
 #[derive(Debug, PartialEq, Eq)]
 pub struct News {
@@ -94,32 +111,57 @@ impl Store {
         Ok(applied)
     }
 
-    /// Suspends the tenant `id` or lets it go on, and says which change that was; none if it stood so
-    /// before. A tenant that is removed and comes back stands as it did.
+    /// Suspends the tenant `id` or lets it go on. A tenant that is removed and comes back stands as
+    /// it did.
     ///
     /// # Errors
     /// [`Error::UnknownTenant`] for a tenant that never was, and the others.
-    pub async fn stand(&self, id: &TenantId, standing: Standing) -> Result<Option<u64>, Error> {
+    pub async fn stand(&self, id: &TenantId, standing: Standing) -> Result<Marked, Error> {
+        let suspended = match standing {
+            Standing::Active => false,
+            Standing::Suspended => true,
+        };
+        self.mark(id, STAND, &[Value::Flag(suspended)]).await
+    }
+
+    /// Has the data keys of the tenant `id` dropped.
+    ///
+    /// # Errors
+    /// As [`Store::stand`].
+    pub async fn purge(&self, id: &TenantId) -> Result<Marked, Error> {
+        self.mark(id, PURGE, &[]).await
+    }
+
+    /// Runs `statement`, of which the first values are the tenant and the change's number.
+    async fn mark(
+        &self,
+        id: &TenantId,
+        statement: &'static str,
+        more: &[Value<'_>],
+    ) -> Result<Marked, Error> {
         within(async {
             let (mut lease, number) = self.writer().await?;
-            let suspended = match standing {
-                Standing::Active => false,
-                Standing::Suspended => true,
-            };
             let id_value = Value::Text(id.as_str());
-            let values = [id_value, Value::Flag(suspended), Value::Number(number)];
-            if lease.run(STAND, &values).await? > 0 {
+            let row = lease.row(CHANGE_OF, &[id_value]).await?;
+            let before = row.map(|row| row.number(0)).transpose()?;
+            let values = [&[id_value, Value::Number(number)], more].concat();
+            if lease.run(statement, &values).await? > 0 {
                 self.commit(lease, number).await?;
-                return Ok(Some(number));
+            } else {
+                // The number goes back.
+                lease.run("ROLLBACK", &[]).await?;
+                lease.give_back();
+                let change = before.ok_or_else(|| Error::UnknownTenant(id.clone()))?;
+                return Ok(Marked {
+                    change,
+                    before: change,
+                });
             }
-            let known = lease
-                .row("SELECT id FROM tenants WHERE id = $1", &[id_value])
-                .await?;
-            // The number goes back.
-            lease.run("ROLLBACK", &[]).await?;
-            lease.give_back();
-            known.ok_or_else(|| Error::UnknownTenant(id.clone()))?;
-            Ok(None)
+            let before = before.ok_or(Error::Damaged("tenants"))?;
+            Ok(Marked {
+                change: number,
+                before,
+            })
         })
         .await
     }
@@ -214,13 +256,20 @@ async fn difference(
     Ok(applied)
 }
 
-/// A row of the columns `id`, `document` and `suspended`.
+/// A row of the columns `id`, `document`, `suspended` and `purged`.
 fn tenant(row: &engine::Row) -> Row {
-    let (content, standing) = match (row.text(1), row.flag(2)) {
-        (Ok(Some(document)), Ok(false)) => (Content::Document(document), Standing::Active),
-        (Ok(Some(document)), Ok(true)) => (Content::Document(document), Standing::Suspended),
-        (Ok(None), Ok(_)) => (Content::Removed, Standing::Active),
-        (Err(_), _) | (_, Err(_)) => (Content::Damaged, Standing::Suspended),
+    let (content, standing, purged) = match (row.text(1), row.flag(2), row.number(3)) {
+        (Ok(Some(document)), Ok(suspended), Ok(purged)) => {
+            let standing = match suspended {
+                false => Standing::Active,
+                true => Standing::Suspended,
+            };
+            (Content::Document(document), standing, purged)
+        }
+        (Ok(None), Ok(_), Ok(_)) => (Content::Removed, Standing::Active, 0),
+        (Err(_), _, _) | (_, Err(_), _) | (_, _, Err(_)) => {
+            (Content::Damaged, Standing::Suspended, 0)
+        }
     };
     // An id that is no text names no tenant.
     let id = row.text(0).ok().flatten().unwrap_or_default();
@@ -228,14 +277,17 @@ fn tenant(row: &engine::Row) -> Row {
         id,
         content,
         standing,
+        purged,
     }
 }
 
-const ALL: &str = "SELECT id, document, suspended FROM tenants";
-const CHANGED: &str = "SELECT id, document, suspended FROM tenants WHERE changed > $1";
+const ALL: &str = "SELECT id, document, suspended, purged FROM tenants";
+const CHANGED: &str = "SELECT id, document, suspended, purged FROM tenants WHERE changed > $1";
+const CHANGE_OF: &str = "SELECT changed FROM tenants WHERE id = $1";
 const PUT: &str = "
     INSERT INTO tenants (id, document, changed) VALUES ($1, $2, $3)
     ON CONFLICT (id) DO UPDATE SET document = excluded.document, changed = excluded.changed";
 const STAND: &str = "
-    UPDATE tenants SET suspended = $2, changed = $3 WHERE id = $1 AND suspended <> $2";
+    UPDATE tenants SET suspended = $3, changed = $2 WHERE id = $1 AND suspended <> $3";
+const PURGE: &str = "UPDATE tenants SET purged = $2, changed = $2 WHERE id = $1";
 const REMOVE: &str = "UPDATE tenants SET document = NULL, changed = $2 WHERE id = $1";

@@ -31,6 +31,7 @@ fn row(id: &str, document: &str) -> Row {
         id: id.to_owned(),
         content: Content::Document(document.to_owned()),
         standing: Standing::Active,
+        purged: 0,
     }
 }
 
@@ -106,6 +107,7 @@ async fn only_what_changed_is_news() {
         id: "initech".into(),
         content: Content::Removed,
         standing: Standing::Active,
+        purged: 0,
     };
     assert_eq!(news.tenants, [removed]);
     // It can come back.
@@ -264,12 +266,11 @@ async fn a_tenant_stays_suspended_whatever_files_say() {
     );
     let file = documents([("acme", "a")]);
     store.apply(&file, Absent::Keep).await.unwrap();
-    assert_eq!(store.stand(&acme, Standing::Active).await.unwrap(), None);
-    assert_eq!(
-        store.stand(&acme, Standing::Suspended).await.unwrap(),
-        Some(2)
-    );
-    assert_eq!(store.stand(&acme, Standing::Suspended).await.unwrap(), None);
+    let stand = async |standing| store.stand(&acme, standing).await.unwrap();
+    let marked = |change, before| Marked { change, before };
+    assert_eq!(stand(Standing::Active).await, marked(1, 1));
+    assert_eq!(stand(Standing::Suspended).await, marked(2, 1));
+    assert_eq!(stand(Standing::Suspended).await, marked(2, 2));
     let suspended = async |known| {
         let news = store.news(Some(known)).await.unwrap().unwrap();
         news.tenants
@@ -283,8 +284,32 @@ async fn a_tenant_stays_suspended_whatever_files_say() {
         .await
         .unwrap();
     assert!(suspended(3).await);
-    assert_eq!(store.stand(&acme, Standing::Active).await.unwrap(), Some(5));
+    assert_eq!(stand(Standing::Active).await, marked(5, 4));
     assert!(!suspended(4).await);
+}
+
+#[tokio::test]
+async fn each_purge_of_a_tenant_is_news() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder);
+    let acme = "acme".parse().unwrap();
+    let unknown = store.purge(&acme).await;
+    assert!(
+        matches!(unknown, Err(Error::UnknownTenant(_))),
+        "{unknown:?}"
+    );
+    let file = documents([("acme", "a"), ("globex", "g")]);
+    store.apply(&file, Absent::Keep).await.unwrap();
+    for change in [2, 3] {
+        let marked = store.purge(&acme).await.unwrap();
+        assert_eq!((marked.change, marked.is_new()), (change, true));
+        let news = store.news(Some(change - 1)).await.unwrap().unwrap();
+        let purged = Row {
+            purged: change,
+            ..row("acme", "a")
+        };
+        assert_eq!(news.tenants, [purged]);
+    }
 }
 
 #[tokio::test]
@@ -298,7 +323,8 @@ async fn tables_of_an_older_version_become_those_of_this_one() {
     drop(store);
     meddle(
         &folder,
-        "ALTER TABLE tenants DROP COLUMN suspended; DROP TABLE grants;
+        "ALTER TABLE tenants DROP COLUMN suspended; ALTER TABLE tenants DROP COLUMN purged;
+         DROP TABLE grants;
          UPDATE schema_version SET version = 1",
     )
     .await;

@@ -15,6 +15,7 @@ mod memory;
 mod observability;
 mod outages;
 mod reloading;
+mod replica;
 mod replicas;
 mod scan;
 mod serving;

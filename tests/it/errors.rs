@@ -30,6 +30,7 @@ use crate::harness::rpcs::encrypt_parts;
 use crate::harness::rpcs::encrypt_start;
 use crate::harness::rpcs::pairs;
 use crate::harness::soon;
+use crate::operators;
 use crate::quota;
 use crate::standing;
 
@@ -79,6 +80,7 @@ const TABLE: &[Row] = &[
     ("KMS_UNAVAILABLE", Code::Unavailable, &["RetryInfo"]),
     ("MESSAGE_TOO_LARGE", Code::InvalidArgument, &["BadRequest"]),
     ("METHOD_UNKNOWN", Code::Unimplemented, &[]),
+    ("NOT_AN_OPERATOR", Code::PermissionDenied, &["RequestInfo"]),
     ("OVERLOADED", Code::ResourceExhausted, &["RetryInfo"]),
     (
         "PLAINTEXT_TOO_LARGE",
@@ -94,6 +96,11 @@ const TABLE: &[Row] = &[
     ("REQUEST_MALFORMED", Code::InvalidArgument, &["BadRequest"]),
     ("RESPONSE_TOO_LARGE", Code::ResourceExhausted, &[]),
     ("STORE_UNAVAILABLE", Code::Unavailable, &["RetryInfo"]),
+    (
+        "TENANTS_FILE_SET",
+        Code::FailedPrecondition,
+        &["PreconditionFailure"],
+    ),
     (
         "TENANT_KMS_CONFIG_INVALID",
         Code::FailedPrecondition,
@@ -268,6 +275,7 @@ async fn provoke(reason: &str) -> Status {
         "KMS_UNAVAILABLE" => kms_answers(kms::Error::Unavailable("gone".into())).await,
         "MESSAGE_TOO_LARGE" => refused(encrypt("keys/orders", vec![0; 2 << 20])).await,
         "METHOD_UNKNOWN" => raw("/keybroker.v1.KeyBrokerService/Nothing", Vec::new()).await,
+        "NOT_AN_OPERATOR" | "TENANTS_FILE_SET" => operators::provoke(reason).await,
         "OVERLOADED" => {
             let broker = Broker::start().with(|setup| setup.cache.waiters = 4).await;
             let mut web = broker.caller(WEB).await;

@@ -49,6 +49,8 @@ use keybroker::admin::Admin;
 use keybroker::audit::Audit;
 use keybroker::audit::Sink;
 use keybroker::broker::Grants;
+use keybroker::broker::Management;
+use keybroker::broker::Origin;
 use keybroker::clock;
 use keybroker::clock::Clock;
 use keybroker::crypto::Secret;
@@ -65,14 +67,17 @@ use keybroker::grpc::Limits;
 use keybroker::grpc::Parts;
 use keybroker::grpc::Server;
 use keybroker::grpc::listener;
+use keybroker::grpc::pb::admin_service_client::AdminServiceClient;
 use keybroker::grpc::pb::grant_service_client::GrantServiceClient;
 use keybroker::grpc::pb::key_broker_service_client::KeyBrokerServiceClient;
 use keybroker::grpc::tls;
 use keybroker::grpc::tls::Material;
 use keybroker::identity;
+use keybroker::identity::Operators;
 use keybroker::identity::Rules;
 use keybroker::kms::Guarded;
 use keybroker::kms::Kms;
+use keybroker::kms::Reach;
 use keybroker::kms::aws;
 use keybroker::metrics::Metrics;
 use keybroker::policy::Policy;
@@ -222,6 +227,8 @@ pub struct Setup {
     pub cache: datakeys::Config,
     /// How fresh what the broker knows of tenants is; always fresh otherwise.
     pub freshness: Option<Arc<Freshness>>,
+    /// Who may call the AdminService, as the configuration names them.
+    pub operators: Operators,
     /// The folder of the store; one of its own if none.
     pub store: Option<PathBuf>,
     folder: TempDir,
@@ -250,6 +257,7 @@ impl Setup {
             guard: None,
             cache: datakeys::Config::default(),
             freshness: None,
+            operators: Operators::default(),
             store: None,
             folder: tempfile::tempdir().unwrap(),
             bundles: Vec::new(),
@@ -356,6 +364,11 @@ impl Broker {
         if let Some(freshness) = setup.freshness {
             broker = broker.following(freshness);
         }
+        broker.manage(Management {
+            operators: setup.operators,
+            reach: Reach::AwsAndLocal,
+            origin: Origin::Store,
+        });
         let broker = Arc::new(broker);
         broker.grants().catch_up().await.unwrap();
 
@@ -441,6 +454,12 @@ impl Broker {
         self.connect(&identity).await.unwrap().grants()
     }
 
+    /// A client of the AdminService for the SPIFFE id `id`.
+    pub async fn operator(&self, id: &str) -> AdminServiceClient<Wire> {
+        let identity = self.authority.client(id);
+        self.connect(&identity).await.unwrap().admin()
+    }
+
     /// Has the broker ask its store for news, as `serve` does by itself.
     pub async fn hear(&self) {
         self.broker.grants().catch_up().await.unwrap();
@@ -500,6 +519,7 @@ impl Broker {
             },
             id: id.to_string(),
             content: Content::Document(document),
+            purged: 0,
         });
         let (directory, unusable) = Directory::default().with(rows);
         assert!(unusable.is_empty(), "{unusable:?}");

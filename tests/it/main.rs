@@ -39,6 +39,7 @@ mod isolation;
 mod keyring;
 mod kms_contract;
 mod node;
+mod operators;
 mod overload;
 mod poison;
 mod python;

@@ -18,7 +18,7 @@ use crate::store::grants::Told;
 /// The grants that this replica knows, and the store that has them all.
 pub struct Grants {
     pub(super) book: Book,
-    pub(super) store: Arc<Store>,
+    pub(in crate::broker) store: Arc<Store>,
     clock: Arc<dyn Clock>,
     /// The change up to which all is known. Held while that moves.
     known: Mutex<Option<u64>>,

@@ -98,6 +98,7 @@ impl Follower {
     /// Puts other files in force. Tenants that the store does not take or give now follow when it
     /// does: certificates and identity rules don't wait for a database.
     pub(super) async fn reload(&self, configured: Configured) {
+        self.broker.manage(configured.config.management());
         let mut ground = self.ground.lock().await;
         ground.configured = configured;
         // What did not fit may fit now.

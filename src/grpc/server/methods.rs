@@ -13,6 +13,7 @@ use crate::grpc::MAX_BATCH;
 use crate::grpc::MAX_MESSAGE;
 use crate::grpc::listener;
 use crate::grpc::pb;
+use crate::grpc::pb::admin_service_server::AdminServiceServer;
 use crate::grpc::pb::grant_service_server::GrantServiceServer;
 use crate::grpc::pb::key_broker_service_server::KeyBrokerServiceServer;
 use crate::grpc::service::Service;
@@ -35,10 +36,17 @@ pub(super) fn methods(broker: &Arc<Broker>, listen: &listener::Config) -> HashMa
             .max_encoding_message_size(MAX_MESSAGE);
         (Contract::Grants(service), MAX_CONTROL)
     };
+    let admin = {
+        let service = AdminServiceServer::new(Service(Arc::clone(broker)))
+            .max_decoding_message_size(MAX_BATCH)
+            .max_encoding_message_size(MAX_BATCH);
+        (Contract::Admin(service), MAX_BATCH)
+    };
     let usual = ours(MAX_MESSAGE);
     let batch = ours(MAX_BATCH);
     let rpc = |service: &ServiceDescriptorProto, method: &MethodDescriptorProto| {
         let ((service, limit), answer, work) = match method.name() {
+            _ if service.name() == "AdminService" => (&admin, MAX_PAGE, Work::Control),
             _ if service.name() == "GrantService" => (&grants, MAX_PAGE, Work::Short),
             "EncryptBatch" | "DecryptBatch" => (&batch, MAX_HEADERS, Work::Long),
             "ListKeys" => (&usual, MAX_PAGE, Work::Short),

@@ -1,27 +1,18 @@
 //! Grants by the command line, and over the end of a server.
 
-use std::fs;
-
 use super::site::Running;
 use super::site::Site;
 use super::site::bad;
 use super::site::good;
+use super::site::uid;
 
 #[test]
 fn a_grant_is_made_used_listed_and_revoked_and_outlives_the_server() {
-    let site = Site::new();
-    let uid = std::os::unix::fs::MetadataExt::uid(&fs::metadata("/proc/self").unwrap());
-    let rule =
-        format!("[[identity.rule]]\nmatch = \"unix:uid={uid}\"\ntenant = \"acme\"\n\n[kms.local]");
-    site.edit("keybroker.toml", "[kms.local]", &rule);
+    let site = Site::with_operator();
+    let uid = uid();
     let administrators = format!("administrators = [\"unix:uid={uid}\"]\nusers = [");
     site.edit("tenants.toml", "users = [", &administrators);
-    let address = format!("unix:{}", site.path("broker.sock").display());
-    let at = |args: &[&str]| {
-        let mut command = site.command(args);
-        command.env("KEYBROKER_ADDR", &address);
-        command
-    };
+    let at = |args: &[&str]| site.at(args);
     let start = || {
         let server = Running::logging(site.command(&["serve"]));
         server.await_line("serving on a Unix socket");

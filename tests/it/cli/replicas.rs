@@ -1,19 +1,17 @@
 //! Several brokers on one PostgreSQL.
 
-use std::fs;
-use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt as _;
-use std::process::Command;
 use std::process::Stdio;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::replica::Replica;
+use super::replica::admin;
 use super::site::Running;
-use super::site::Site;
 use super::site::bad;
 use super::site::good;
 use super::site::run;
+use super::site::uid;
 use crate::harness::soon;
 use crate::support::http1::get;
 use crate::support::postgres::Postgres;
@@ -26,15 +24,15 @@ async fn what_is_brought_in_through_one_reaches_the_others() {
     let one = Replica::of(&postgres, postgres.address());
     let other = Replica::of(&postgres, postgres.address());
     let (one, other) = (one.serve(), other.serve());
-    apply(&one.site, ORDERS);
+    one.apply(ORDERS);
     for replica in [&one, &other] {
         replica.becomes("tenants/acme/keys/orders").await;
     }
-    apply(&other.site, "");
+    other.apply("");
     for replica in [&one, &other] {
         replica.becomes("").await;
     }
-    let said = good(applying(&one.site, "", &[]), b"");
+    let said = one.apply("");
     assert_eq!(said, "nothing changed; 0 tenants unchanged\n");
 }
 
@@ -42,7 +40,7 @@ async fn what_is_brought_in_through_one_reaches_the_others() {
 async fn a_change_that_commits_late_is_not_stepped_over() {
     let postgres = Postgres::start();
     let replica = Replica::of(&postgres, postgres.address()).serve();
-    apply(&replica.site, &format!("{ORDERS}{GLOBEX}"));
+    replica.apply(&format!("{ORDERS}{GLOBEX}"));
     replica.becomes("tenants/acme/keys/orders").await;
     assert!(replica.keys_of("tenants/globex").contains("keys/shared"));
 
@@ -56,9 +54,7 @@ async fn a_change_that_commits_late_is_not_stepped_over() {
     )
     .await;
     // A later one, which would be done at once.
-    let late = applying(&replica.site, BILLS, &[])
-        .stdout(Stdio::null())
-        .spawn();
+    let late = replica.applying(BILLS).stdout(Stdio::null()).spawn();
     let mut watching = postgres.connect().await;
     let waits = "SELECT count(*)::text FROM pg_stat_activity
                  WHERE wait_event_type = 'Lock' AND application_name = 'keybroker'";
@@ -94,7 +90,8 @@ async fn a_notification_that_is_lost_costs_a_poll() {
     };
     soon(listening).await;
     proxy.silence(port.unwrap().parse().unwrap());
-    apply(&replica.site, ORDERS);
+    let other = Replica::of(&postgres, postgres.address()).serve();
+    other.apply(ORDERS);
     let seen = tokio::time::timeout(Duration::from_secs(5), replica.becomes("acme/keys/orders"));
     seen.await
         .expect("the poll finds what no notification told");
@@ -103,7 +100,9 @@ async fn a_notification_that_is_lost_costs_a_poll() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_starts_without_its_database_and_is_ready_when_it_is_there() {
     let mut postgres = Postgres::start();
-    apply(&Replica::of(&postgres, postgres.address()).site, ORDERS);
+    let other = Replica::of(&postgres, postgres.address()).serve();
+    other.apply(ORDERS);
+    drop(other);
     postgres.stop();
     let replica = Replica::of(&postgres, postgres.address());
     let server = Running::logging(replica.site.command(&["serve"]));
@@ -145,7 +144,7 @@ async fn a_database_that_goes_away_is_missed_by_nobody_and_not_stormed() {
     let postgres = Postgres::start();
     let proxy = Proxy::start(postgres.address()).await;
     let replica = Replica::of(&postgres, proxy.address()).serve();
-    apply(&replica.site, ORDERS);
+    replica.apply(ORDERS);
     replica.becomes("tenants/acme/keys/orders").await;
     let admin = replica.admin.unwrap();
 
@@ -172,7 +171,7 @@ async fn a_database_that_goes_away_is_missed_by_nobody_and_not_stormed() {
 
     proxy.refuse(false);
     server.await_line("the store is back");
-    apply(&replica.site, BILLS);
+    replica.apply(BILLS);
     replica.becomes("tenants/acme/keys/bills").await;
 }
 
@@ -185,13 +184,13 @@ async fn a_suspension_reaches_all_who_are_in_touch_and_the_others_end_by_themsel
     let store = "[store]\nmax_staleness = \"5s\"";
     other.site.edit("keybroker.toml", "[store]", store);
     let other = other.serve();
-    apply(&one.site, ORDERS);
+    one.apply(ORDERS);
     one.becomes("tenants/acme/keys/orders").await;
     other.becomes("tenants/acme/keys/orders").await;
 
     proxy.refuse(true);
     proxy.silence_all();
-    one.site.good(&["tenant", "suspend", "acme"]);
+    good(one.at(&["tenant", "suspend", "acme"]), b"");
     one.refuses("suspended").await;
     assert!(other.keys().contains("tenants/acme/keys/orders"));
     other.refuses("store").await;
@@ -199,7 +198,7 @@ async fn a_suspension_reaches_all_who_are_in_touch_and_the_others_end_by_themsel
 
     proxy.refuse(false);
     other.refuses("suspended").await;
-    other.site.good(&["tenant", "resume", "acme"]);
+    good(other.at(&["tenant", "resume", "acme"]), b"");
     one.becomes("tenants/acme/keys/orders").await;
     other.becomes("tenants/acme/keys/orders").await;
 }
@@ -208,44 +207,50 @@ async fn a_suspension_reaches_all_who_are_in_touch_and_the_others_end_by_themsel
 async fn a_server_that_does_not_prove_its_name_is_not_talked_to() {
     let postgres = Postgres::start();
     let stranger = Postgres::start();
+    let unreached = |replica: &Replica| {
+        let server = Running::logging(replica.site.command(&["serve"]));
+        let line = server.await_line("the store is out of reach");
+        assert!(line.contains("certificate"), "{line}");
+    };
     let replica = Replica::of(&postgres, postgres.address());
-    replica
-        .site
-        .edit("keybroker.toml", "@127.0.0.1:", "@localhost:");
-    let sentence = bad(applying(&replica.site, ORDERS, &[]), b"", 69);
-    assert!(sentence.contains("certificate"), "{sentence}");
+    let config = "keybroker.toml";
+    replica.site.edit(config, "@127.0.0.1:", "@localhost:");
+    unreached(&replica);
     let replica = Replica::of(&postgres, postgres.address());
     let (own, other) = (postgres.ca(), stranger.ca());
     let (own, other) = (own.to_str().unwrap(), other.to_str().unwrap());
-    replica.site.edit("keybroker.toml", own, other);
-    let sentence = bad(applying(&replica.site, ORDERS, &[]), b"", 69);
-    assert!(sentence.contains("certificate"), "{sentence}");
-    let replica = Replica::of(&postgres, postgres.address());
-    apply(&replica.site, ORDERS);
+    replica.site.edit(config, own, other);
+    unreached(&replica);
+    replica.site.edit(config, other, own);
+    replica.serve().apply(ORDERS);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_ends_in_the_midst_of_a_change_leaves_none_of_it() {
     let postgres = Postgres::start();
-    let replica = Replica::of(&postgres, postgres.address());
+    let mut replica = Replica::of(&postgres, postgres.address()).serve();
     let file = |plan: u64| -> String {
         let tenant = |n| {
             format!("[[tenant]]\nid = \"tenant-{n}\"\ncontext = {{ plan = \"plan-{plan}\" }}\n")
         };
         (0..300).map(tenant).collect()
     };
-    apply(&replica.site, &file(99));
+    replica.apply(&file(99));
     let mut watching = postgres.connect().await;
     let mut cut = 0;
     for round in 0..12 {
-        let mut child = applying(&replica.site, &file(10 + round), &[])
+        let mut child = replica
+            .applying(&file(10 + round))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
         tokio::time::sleep(Duration::from_millis(20 + round * 12)).await;
+        replica.crash();
+        // It would ask the next server.
         child.kill().unwrap();
         cut += u32::from(!child.wait().unwrap().success());
+        replica = replica.serve();
         let plans = sql(
             &mut watching,
             "SELECT count(DISTINCT substring(document from 'plan-..'))::text FROM tenants",
@@ -254,7 +259,7 @@ async fn a_process_that_ends_in_the_midst_of_a_change_leaves_none_of_it() {
     }
     assert!(cut > 0, "none was cut off");
     // Nobody holds the number any more.
-    apply(&replica.site, ORDERS);
+    replica.apply(ORDERS);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -262,12 +267,11 @@ async fn a_grant_works_everywhere_at_once_by_its_token_and_nowhere_soon_after_it
     let postgres = Postgres::start();
     let replicas = [(); 3].map(|()| Replica::of(&postgres, postgres.address()).serve());
     let [first, others @ ..] = &replicas;
-    apply(&first.site, GRANTING);
+    first.apply(GRANTING);
     for replica in &replicas {
         replica.becomes("tenants/acme/keys/orders").await;
     }
-    let uid = std::os::unix::fs::MetadataExt::uid(&fs::metadata("/proc/self").unwrap());
-    let grantee = format!("unix:uid={uid}");
+    let grantee = format!("unix:uid={}", uid());
     let mut slowest = Duration::ZERO;
     for _ in 0..5 {
         let create = [
@@ -312,127 +316,6 @@ const USE: [&str; 5] = [
     "--grant-token-file",
     "token",
 ];
-
-/// A broker with PostgreSQL for its store.
-struct Replica {
-    site: Site,
-    server: Option<Running>,
-    admin: Option<SocketAddr>,
-}
-
-impl Replica {
-    /// One that finds `postgres` at `address`.
-    fn of(postgres: &Postgres, address: SocketAddr) -> Self {
-        let site = Site::new();
-        let uid = std::os::unix::fs::MetadataExt::uid(&fs::metadata("/proc/self").unwrap());
-        let store = format!(
-            "[[identity.rule]]\nmatch = \"unix:uid={uid}\"\ntenant = \"acme\"\n\n\
-             [store]\nurl = \"postgres://keybroker@{address}/postgres\"\nca = \"{}\"\n\
-             password = \"{}\"\n\n[grants]\ntoken_key = \"token.key\"\n\n[kms.local]",
-            postgres.ca().display(),
-            postgres.password().display()
-        );
-        site.edit("keybroker.toml", "[kms.local]", &store);
-        site.write("token.key", &"5a".repeat(32));
-        let closed = fs::Permissions::from_mode(0o600);
-        fs::set_permissions(site.path("token.key"), closed).unwrap();
-        site.edit("keybroker.toml", "tenants_file = \"tenants.toml\"\n", "");
-        site.edit(
-            "keybroker.toml",
-            "[listen]",
-            "[listen]\nadmin = \"127.0.0.1:0\"",
-        );
-        Self {
-            site,
-            server: None,
-            admin: None,
-        }
-    }
-
-    fn serve(self) -> Self {
-        let server = Running::logging(self.site.command(&["serve"]));
-        Self {
-            admin: Some(admin(&server)),
-            server: Some(server),
-            ..self
-        }
-    }
-
-    /// The keys that the tests' own user sees.
-    fn keys(&self) -> String {
-        self.keys_of("tenants/acme")
-    }
-
-    /// Those of the tenant `parent`.
-    fn keys_of(&self, parent: &str) -> String {
-        good(self.listing(parent), b"")
-    }
-
-    fn listing(&self, parent: &str) -> Command {
-        self.at(&["keys", "list", "--parent", parent])
-    }
-
-    /// A command for this broker.
-    fn at(&self, args: &[&str]) -> Command {
-        let mut command = self.site.command(args);
-        command.current_dir(self.site.path(""));
-        let socket = self.site.path("broker.sock");
-        command.env("KEYBROKER_ADDR", format!("unix:{}", socket.display()));
-        command
-    }
-
-    /// Waits until it refuses the tests' own user, with `word`.
-    async fn refuses(&self, word: &str) {
-        let refused = async {
-            loop {
-                let output = self.listing("tenants/acme").output().unwrap();
-                if String::from_utf8_lossy(&output.stderr).contains(word) {
-                    return;
-                }
-                tokio::task::yield_now().await;
-            }
-        };
-        soon(refused).await;
-    }
-
-    /// Waits until it shows this key, or none.
-    async fn becomes(&self, key: &str) {
-        let seen = async {
-            loop {
-                let output = self.listing("tenants/acme").output().unwrap();
-                let seen = String::from_utf8_lossy(&output.stdout);
-                let shows = seen.contains(key) && seen.is_empty() == key.is_empty();
-                if output.status.success() && shows {
-                    return;
-                }
-                tokio::task::yield_now().await;
-            }
-        };
-        soon(seen).await;
-    }
-}
-
-fn admin(server: &Running) -> SocketAddr {
-    let line = server.await_line("serving metrics and readiness in plain text");
-    line.split_once("address=")
-        .unwrap()
-        .1
-        .trim()
-        .parse()
-        .unwrap()
-}
-
-fn apply(site: &Site, tenants: &str) -> String {
-    good(applying(site, tenants, &["--prune"]), b"")
-}
-
-fn applying(site: &Site, tenants: &str, more: &[&str]) -> Command {
-    let uid = std::os::unix::fs::MetadataExt::uid(&fs::metadata("/proc/self").unwrap());
-    site.write("tenants.toml", &tenants.replace("UID", &uid.to_string()));
-    let mut command = site.command(&["apply", "-f"]);
-    command.arg(site.path("tenants.toml")).args(more);
-    command
-}
 
 const ORDERS: &str = r#"
 [[tenant]]

@@ -6,6 +6,7 @@ use std::io::BufRead;
 use std::io::BufReader;
 use std::io::Read;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Child;
@@ -55,6 +56,28 @@ impl Site {
         site
     }
 
+    /// The same, where whoever runs the tests is a caller of acme's and an operator, over the Unix
+    /// socket.
+    pub(super) fn with_operator() -> Self {
+        let site = Self::new();
+        let uid = uid();
+        let who = format!(
+            "[[identity.rule]]\nmatch = \"unix:uid={uid}\"\ntenant = \"acme\"\n\n\
+             [operators]\nprincipals = [\"unix:uid={uid}\"]\n\n[kms.local]"
+        );
+        site.edit("keybroker.toml", "[kms.local]", &who);
+        site
+    }
+
+    /// A command for the broker that serves here.
+    pub(super) fn at(&self, args: &[&str]) -> Command {
+        let mut command = self.command(args);
+        command.current_dir(self.path(""));
+        let socket = self.path("broker.sock");
+        command.env("KEYBROKER_ADDR", format!("unix:{}", socket.display()));
+        command
+    }
+
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -100,6 +123,11 @@ impl Site {
     pub(super) fn good(&self, args: &[&str]) -> String {
         good(self.command(args), b"")
     }
+}
+
+/// The user who runs the tests.
+pub(super) fn uid() -> u32 {
+    fs::metadata("/proc/self").unwrap().uid()
 }
 
 /// The command, in an environment of its own.

@@ -1,15 +1,19 @@
 //! Tenants in the store: brought in by a command beside a running server, or by the server itself.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::process::Command;
 use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
+use super::replica::admin;
 use super::site::Running;
 use super::site::Site;
 use super::site::bad;
 use super::site::good;
+use super::site::good_bytes;
+use super::site::uid;
 use sqlx::AssertSqlSafe;
 use sqlx::ConnectOptions as _;
 use sqlx::Executor as _;
@@ -47,9 +51,8 @@ fn a_file_that_is_brought_in_reaches_a_running_server() {
 #[test]
 fn what_was_brought_in_is_there_after_a_restart() {
     let site = site();
-    apply(&site, &[]);
     let server = serving(&site);
-    assert!(keys(&site).contains("tenants/acme/keys/orders"));
+    apply(&site, &[]);
     server.crash();
     let server = serving(&site);
     assert!(keys(&site).contains("tenants/acme/keys/orders"));
@@ -61,13 +64,14 @@ fn what_was_brought_in_is_there_after_a_restart() {
 #[test]
 fn a_file_that_does_not_fit_changes_nothing() {
     let site = site();
+    let _server = serving(&site);
     apply(&site, &[]);
     site.edit("tenants.toml", "users", "user");
-    let sentence = bad(applying(&site, &[]), b"", 78);
+    let sentence = bad(applying(&site, &[]), b"", 65);
     assert!(sentence.contains("did you mean `users`?"), "{sentence}");
     site.edit("tenants.toml", "user ", "users ");
     site.edit("tenants.toml", "plan", "service");
-    let sentence = bad(applying(&site, &[]), b"", 78);
+    let sentence = bad(applying(&site, &[]), b"", 65);
     assert!(sentence.contains("fixed pair of tenant acme"), "{sentence}");
     site.edit("tenants.toml", "service", "plan");
     assert_eq!(apply(&site, &[]), "nothing changed; 1 tenants unchanged\n");
@@ -77,16 +81,17 @@ fn a_file_that_does_not_fit_changes_nothing() {
 fn with_a_tenants_file_the_file_decides() {
     let site = site();
     let configuration = fs::read_to_string(site.path("keybroker.toml")).unwrap();
+    let server = serving(&site);
     apply(&site, &[]);
+    assert_eq!(server.stop(), Some(0));
     site.write("others.toml", "[[tenant]]\nid = \"globex\"\n");
     site.write(
         "keybroker.toml",
         &format!("tenants_file = \"others.toml\"\n{configuration}"),
     );
-    let sentence = bad(applying(&site, &[]), b"", 78);
-    assert!(sentence.contains("others.toml"), "{sentence}");
-
     let server = serving(&site);
+    let sentence = bad(applying(&site, &[]), b"", 69);
+    assert!(sentence.contains("tenants_file"), "{sentence}");
     assert_eq!(keys(&site), "");
     let tenants = fs::read_to_string(site.path("tenants.toml")).unwrap();
     site.write("others.toml", &tenants);
@@ -97,18 +102,19 @@ fn with_a_tenants_file_the_file_decides() {
 #[test]
 fn a_suspended_tenant_is_refused_until_it_is_resumed() {
     let site = site();
-    apply(&site, &[]);
     let server = serving(&site);
-    let sentence = bad(site.command(&["tenant", "suspend", "globex"]), b"", 65);
+    apply(&site, &[]);
+    becomes(&site, "tenants/acme/keys/orders");
+    let sentence = bad(site.at(&["tenant", "suspend", "globex"]), b"", 65);
     assert!(sentence.contains("no tenant globex"), "{sentence}");
-    let said = site.good(&["tenant", "suspend", "acme"]);
+    let said = good(site.at(&["tenant", "suspend", "acme"]), b"");
     assert!(
-        said.starts_with("suspended tenant acme: change 2;"),
+        said.starts_with("suspended tenant acme: change 2"),
         "{said}"
     );
-    assert!(said.contains("15m"), "{said}");
-    let again = site.good(&["tenant", "suspend", "acme"]);
-    assert_eq!(again, "tenant acme was suspended already\n");
+    let again = good(site.at(&["tenant", "suspend", "acme"]), b"");
+    let already = "tenant acme was suspended already: change 2";
+    assert!(again.starts_with(already), "{again}");
     let refused = || {
         let output = listing(&site).output().unwrap();
         String::from_utf8(output.stderr)
@@ -122,10 +128,32 @@ fn a_suspended_tenant_is_refused_until_it_is_resumed() {
     server.crash();
     let server = serving(&site);
     assert!(refused());
-    let said = site.good(&["tenant", "resume", "acme"]);
-    assert!(said.starts_with("resumed tenant acme: change 4;"), "{said}");
+    let said = good(site.at(&["tenant", "resume", "acme"]), b"");
+    assert!(said.starts_with("resumed tenant acme: change 4"), "{said}");
     assert!((0..1000).any(|_| !refused()));
     assert!(keys(&site).contains("tenants/acme/keys/orders"));
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purged_tenants_data_keys_are_dropped() {
+    let site = site();
+    let (server, admin) = watched(&site);
+    apply(&site, &[]);
+    becomes(&site, "tenants/acme/keys/orders");
+    let encrypt = ["encrypt", "--key", "keys/orders"];
+    good_bytes(site.at(&encrypt), b"x");
+    for change in [2, 3] {
+        let said = good(site.at(&["tenant", "purge", "acme"]), b"");
+        let expected = format!("purged tenant acme: change {change}");
+        assert!(said.starts_with(&expected), "{said}");
+    }
+    counts(
+        admin,
+        "keybroker_data_key_retirements_total{reason=\"purge\"} 1",
+    )
+    .await;
+    good_bytes(site.at(&encrypt), b"x");
     assert_eq!(server.stop(), Some(0));
 }
 
@@ -137,18 +165,8 @@ async fn a_corrupt_row_denies_its_tenant_and_the_process_lives() {
         "tenants.toml",
         &format!("{tenants}\n[[tenant]]\nid = \"globex\"\n"),
     );
+    let (server, admin) = watched(&site);
     apply(&site, &[]);
-    let listen = "[listen]\nadmin = \"127.0.0.1:0\"";
-    site.edit("keybroker.toml", "[listen]", listen);
-    let server = Running::logging(site.command(&["serve"]));
-    let line = server.await_line("serving metrics and readiness in plain text");
-    let admin = line
-        .split_once("address=")
-        .unwrap()
-        .1
-        .trim()
-        .parse()
-        .unwrap();
     for damage in ["x'00ff'", "'[[tenant]]'", "17", "''"] {
         becomes(&site, "tenants/acme/keys/orders");
         sql(
@@ -172,17 +190,7 @@ async fn a_corrupt_row_denies_its_tenant_and_the_process_lives() {
             Some("changed tenant acme")
         );
     }
-    let whole = async {
-        let mut ticks = tokio::time::interval(Duration::from_millis(50));
-        while !get(admin, "/metrics")
-            .await
-            .body
-            .contains("\nkeybroker_tenants_refused 0\n")
-        {
-            ticks.tick().await;
-        }
-    };
-    soon(whole).await;
+    counts(admin, "keybroker_tenants_refused 0").await;
     assert_eq!(server.stop(), Some(0));
 }
 
@@ -243,22 +251,26 @@ fn a_change_that_is_cut_off_happened_whole_or_not_at_all() {
         };
         (0..400).map(tenant).collect()
     };
+    let mut server = serving(&site);
     let (mut good, mut cut) = (0, 0);
     for round in 0..20_u64 {
         site.write("tenants.toml", &file(&format!("plan-{round}")));
+        if round == 0 {
+            apply(&site, &[]);
+        }
         let mut command = applying(&site, &[]);
-        let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
         // At another point of its way each time, from its first steps to its end.
         thread::sleep(Duration::from_millis(round * 6));
+        server.crash();
+        // It would ask the next server.
         child.kill().unwrap();
         match child.wait().unwrap().success() {
             true => good += 1,
             false => cut += 1,
         }
-        if round == 0 {
-            // The tables may not be there yet.
-            apply(&site, &[]);
-        }
+        server = serving(&site);
         // All tenants are of one round.
         let rounds =
             "SELECT CAST(count(DISTINCT substr(document, instr(document, 'plan-'), 7)) AS TEXT)
@@ -274,13 +286,9 @@ fn a_change_that_is_cut_off_happened_whole_or_not_at_all() {
 /// A site without a tenants file; whoever runs the tests may use the keys of the file that is
 /// there to bring in.
 fn site() -> Site {
-    let site = Site::new();
-    let uid = std::os::unix::fs::MetadataExt::uid(&fs::metadata("/proc/self").unwrap());
-    let rule =
-        format!("[[identity.rule]]\nmatch = \"unix:uid={uid}\"\ntenant = \"acme\"\n\n[kms.local]");
-    site.edit("keybroker.toml", "[kms.local]", &rule);
+    let site = Site::with_operator();
     site.edit("keybroker.toml", "tenants_file = \"tenants.toml\"\n", "");
-    let users = format!("users = [\"unix:uid={uid}\", ");
+    let users = format!("users = [\"unix:uid={}\", ", uid());
     site.edit("tenants.toml", "users = [", &users);
     site
 }
@@ -291,13 +299,34 @@ fn serving(site: &Site) -> Running {
     server
 }
 
+/// The same, and the address of its metrics.
+fn watched(site: &Site) -> (Running, SocketAddr) {
+    let listen = "[listen]\nadmin = \"127.0.0.1:0\"";
+    site.edit("keybroker.toml", "[listen]", listen);
+    let server = Running::logging(site.command(&["serve"]));
+    let address = admin(&server);
+    (server, address)
+}
+
+/// Waits until `line` is among the metrics.
+async fn counts(admin: SocketAddr, line: &str) {
+    let line = format!("\n{line}\n");
+    let counted = async {
+        let mut ticks = tokio::time::interval(Duration::from_millis(50));
+        while !get(admin, "/metrics").await.body.contains(&line) {
+            ticks.tick().await;
+        }
+    };
+    soon(counted).await;
+}
+
 fn apply(site: &Site, more: &[&str]) -> String {
     good(applying(site, more), b"")
 }
 
 fn applying(site: &Site, more: &[&str]) -> Command {
-    let mut command = site.command(&["apply", "-f"]);
-    command.arg(site.path("tenants.toml")).args(more);
+    let mut command = site.at(&["apply", "-f", "tenants.toml"]);
+    command.args(more);
     command
 }
 
@@ -307,12 +336,7 @@ fn keys(site: &Site) -> String {
 }
 
 fn listing(site: &Site) -> Command {
-    let mut command = site.command(&["keys", "list"]);
-    command.env(
-        "KEYBROKER_ADDR",
-        format!("unix:{}", site.path("broker.sock").display()),
-    );
-    command
+    site.at(&["keys", "list"])
 }
 
 /// Waits until the server shows this key, or none.

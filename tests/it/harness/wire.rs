@@ -37,6 +37,7 @@ use tower::Service;
 use super::Authority;
 use super::Client;
 use super::Identity;
+use keybroker::grpc::pb::admin_service_client::AdminServiceClient;
 use keybroker::grpc::pb::grant_service_client::GrantServiceClient;
 
 /// Sends requests on one connection. Clones share it.
@@ -87,6 +88,11 @@ impl Connection {
     /// A client on this connection.
     pub fn client(&self) -> Client {
         Client::with_origin(self.wire.clone(), Uri::from_static(ORIGIN))
+    }
+
+    /// A client of the AdminService on this connection.
+    pub fn admin(&self) -> AdminServiceClient<Wire> {
+        AdminServiceClient::with_origin(self.wire.clone(), Uri::from_static(ORIGIN))
     }
 
     /// A client of the GrantService on this connection.

@@ -1,0 +1,117 @@
+//! What the command line does for operators.
+
+use tonic::Response;
+use tonic::Status;
+use tonic::transport::Channel;
+
+use super::Client;
+use super::Error;
+use super::timed;
+use crate::grpc::pb;
+use crate::grpc::pb::admin_service_client::AdminServiceClient;
+use crate::store::Absent;
+
+/// What a tenants file changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The number of the change in the store; none if nothing changed.
+    pub change: Option<u64>,
+    /// Tenants that are new.
+    pub added: Vec<String>,
+    /// Tenants that are not what they were.
+    pub changed: Vec<String>,
+    /// Tenants that are no more.
+    pub removed: Vec<String>,
+    /// How many stayed what they were.
+    pub unchanged: u64,
+}
+
+/// What to do to a tenant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measure {
+    /// Drop its data keys.
+    Purge,
+    /// Let it go on.
+    Resume,
+    /// Refuse its callers and any use of its keys.
+    Suspend,
+}
+
+/// What became of a change of a tenant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// The number of the change in the store.
+    pub change: u64,
+    /// Whether there was something to change.
+    pub changed: bool,
+}
+
+impl Client {
+    /// Brings a tenants file into the broker's store.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], [`Error::Unreachable`].
+    pub async fn apply(&self, tenants: String, absent: Absent) -> Result<Applied, Error> {
+        let request = pb::ApplyRequest {
+            tenants,
+            prune: absent == Absent::Remove,
+        };
+        let answer = self.administer(async |service| service.apply(timed(request.clone())).await);
+        let pb::ApplyResponse {
+            change,
+            added,
+            changed,
+            removed,
+            unchanged,
+        } = answer.await?;
+        Ok(Applied {
+            change: (change > 0).then_some(change),
+            added,
+            changed,
+            removed,
+            unchanged,
+        })
+    }
+
+    /// Does `measure` to `tenant`, an id.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], [`Error::Unreachable`].
+    pub async fn manage_tenant(&self, tenant: &str, measure: Measure) -> Result<Receipt, Error> {
+        let name = format!("tenants/{tenant}");
+        let receipt = self
+            .administer(async |service| {
+                let name = name.clone();
+                let receipt = match measure {
+                    Measure::Purge => {
+                        let request = timed(pb::PurgeTenantRequest { name });
+                        let answer = service.purge_tenant(request).await?;
+                        answer.map(|answer| answer.receipt)
+                    }
+                    Measure::Resume => {
+                        let request = timed(pb::ResumeTenantRequest { name });
+                        let answer = service.resume_tenant(request).await?;
+                        answer.map(|answer| answer.receipt)
+                    }
+                    Measure::Suspend => {
+                        let request = timed(pb::SuspendTenantRequest { name });
+                        let answer = service.suspend_tenant(request).await?;
+                        answer.map(|answer| answer.receipt)
+                    }
+                };
+                Ok(receipt)
+            })
+            .await?;
+        let pb::Receipt { change, changed } = receipt.unwrap_or_default();
+        Ok(Receipt { change, changed })
+    }
+
+    async fn administer<T>(
+        &self,
+        attempt: impl AsyncFn(&mut AdminServiceClient<Channel>) -> Result<Response<T>, Status>,
+    ) -> Result<T, Error> {
+        let service = AdminServiceClient::new(self.channel.clone());
+        self.again(async || attempt(&mut service.clone()).await)
+            .await
+    }
+}
