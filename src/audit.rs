@@ -78,6 +78,11 @@ impl Audit {
         })
     }
 
+    /// Which process it is, as its records say it.
+    pub fn instance(&self) -> Uuid {
+        self.sink.instance()
+    }
+
     /// Has the audit file, if it was moved, opened anew before the next record.
     pub fn reopen(&self) {
         self.sink.reopen();

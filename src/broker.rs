@@ -8,7 +8,7 @@
 //! | `binding` | what a request says of a message besides its content |
 //! | `sealing`, `opening` | from there over the permit to the data key |
 //! | `batch`, `stream` | several messages in one call, and those of any length |
-//! | `admin` | what operators do to tenants |
+//! | `admin`, `receipt` | what operators do to tenants, and which brokers have confirmed it |
 //! | `grants` | leave to use a key: made, listed, renewed, ended; and what of it a use asks the store |
 //! | `keys` | what a caller may know of keys |
 //! | `notes` | what all these add to the audit record |
@@ -20,6 +20,7 @@ mod grants;
 mod keys;
 mod notes;
 mod opening;
+mod receipt;
 mod sealing;
 pub mod stream;
 
@@ -47,6 +48,7 @@ pub use grants::Listing;
 pub use grants::Retirement;
 pub use keys::Page;
 pub use keys::Visible;
+pub use receipt::Receipt;
 
 use arc_swap::ArcSwap;
 

@@ -11,6 +11,7 @@
 //! | `engine`, `sqlite`, `postgres` | a connection to either, with what makes it safe |
 //! | `grants` | grants, and what has changed of them |
 //! | `pool` | connections, few and made slowly |
+//! | `replicas` | the brokers that share it, and how much of it each knows |
 //! | `schema` | the tables, and how older ones become them |
 //! | `tenants` | what there is to read and to change |
 //! | `wake` | news of changes |
@@ -23,6 +24,7 @@ mod freshness;
 pub mod grants;
 mod pool;
 mod postgres;
+mod replicas;
 mod schema;
 mod sqlite;
 mod tenants;
@@ -39,6 +41,9 @@ pub use config::Config;
 pub use config::Tls;
 pub use error::Error;
 pub use freshness::Freshness;
+pub use replicas::Replica;
+pub use replicas::Replicas;
+pub use replicas::SILENCE;
 pub use tenants::Absent;
 pub use tenants::Applied;
 pub use tenants::Marked;

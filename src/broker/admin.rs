@@ -2,12 +2,15 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::spawn_blocking;
+use tokio::time::Instant;
 
 use crate::audit::Category;
 use crate::audit::Notes;
 use crate::broker::Broker;
+use crate::broker::Receipt;
 use crate::broker::binding::invalid;
 use crate::directory::Directory;
 use crate::directory::Documents;
@@ -68,12 +71,13 @@ impl Broker {
         Ok(Operator(management))
     }
 
-    /// Begins a call of `operator`.
-    pub fn admin_call(&self, operator: Operator, notes: Notes) -> AdminCall<'_> {
+    /// Begins a call of `operator` that ends at `end`, whatever it has come to.
+    pub fn admin_call(&self, operator: Operator, notes: Notes, end: Instant) -> AdminCall<'_> {
         AdminCall {
             broker: self,
             management: operator.0,
             notes,
+            end,
         }
     }
 }
@@ -83,6 +87,7 @@ pub struct AdminCall<'a> {
     broker: &'a Broker,
     management: Arc<Management>,
     notes: Notes,
+    end: Instant,
 }
 
 impl AdminCall<'_> {
@@ -103,24 +108,24 @@ impl AdminCall<'_> {
         Ok(applied)
     }
 
-    /// Suspends the tenant `name`, or lets it go on.
+    /// Suspends the tenant `name`, or lets it go on, and waits a while until all brokers do so.
     ///
     /// # Errors
     /// Those of the RPC.
-    pub async fn stand(&self, name: &str, standing: Standing) -> Result<Marked, Error> {
+    pub async fn stand(&self, name: &str, standing: Standing) -> Result<Receipt, Error> {
         let tenant = self.tenant(name)?;
         let marked = self.broker.grants.store.stand(&tenant, standing).await;
-        self.marked(marked)
+        self.receipt(&tenant, marked).await
     }
 
-    /// Drops the data keys of the tenant `name`.
+    /// Drops the data keys of the tenant `name`, and waits a while until all brokers have.
     ///
     /// # Errors
     /// Those of the RPC.
-    pub async fn purge(&self, name: &str) -> Result<Marked, Error> {
+    pub async fn purge(&self, name: &str) -> Result<Receipt, Error> {
         let tenant = self.tenant(name)?;
         let marked = self.broker.grants.store.purge(&tenant).await;
-        self.marked(marked)
+        self.receipt(&tenant, marked).await
     }
 
     fn tenant(&self, name: &str) -> Result<TenantId, Error> {
@@ -131,13 +136,20 @@ impl AdminCall<'_> {
         Ok(id)
     }
 
-    fn marked(&self, marked: Result<Marked, store::Error>) -> Result<Marked, Error> {
+    async fn receipt(
+        &self,
+        tenant: &TenantId,
+        marked: Result<Marked, store::Error>,
+    ) -> Result<Receipt, Error> {
         let marked = marked.map_err(|error| match error {
             store::Error::UnknownTenant(_) => invalid("name", error.to_string()),
             error => error.into(),
         })?;
         self.notes.add(|record| record.change = Some(marked.change));
-        Ok(marked)
+        let store = &self.broker.grants.store;
+        // The change is made: so much of the time is left to say so.
+        let end = self.end.checked_sub(ANSWER).unwrap_or(self.end);
+        Ok(Receipt::of(store, tenant, marked, end).await?)
     }
 }
 
@@ -165,3 +177,6 @@ fn read(text: &str, rules: &Rules, reach: Reach) -> Result<Documents, Error> {
     }
     Ok(documents)
 }
+
+/// For the last look at the store, and the answer.
+const ANSWER: Duration = Duration::from_millis(250);

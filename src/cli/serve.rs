@@ -30,6 +30,7 @@ use crate::cli::Failure;
 use crate::cli::chain;
 use crate::cli::serve::follow::Configured;
 use crate::cli::serve::follow::Follower;
+use crate::cli::serve::follow::Presence;
 use crate::cli::serve::warm::Keeper;
 use crate::cli::stored;
 use crate::clock::Clock;
@@ -142,12 +143,14 @@ impl Broking {
         let broker = Broker::new(policy, quotas, data_keys, grants);
         broker.manage(config.management());
         let broker = Arc::new(broker.following(Arc::clone(&freshness)));
+        let instance = audit.instance();
+        let presence = Presence::new(Arc::clone(&store), Arc::clone(&clock), instance, limit);
         let follower = Arc::new(Follower::new(
             path.to_owned(),
             store,
+            presence,
             Arc::clone(&broker),
             freshness,
-            metrics.clone(),
             Arc::clone(&clock),
             configured,
         ));
@@ -230,7 +233,7 @@ impl Broking {
         let broker = Arc::clone(&self.broker);
         let directory = move || Arc::clone(broker.policy().directory());
         aside.spawn(self.broker.data_keys().watch(directory));
-        aside.spawn(self.follower.run());
+        aside.spawn(Arc::clone(&self.follower).run());
         if let Some(admin) = self.admin {
             aside.spawn(admin.run());
         }
@@ -239,6 +242,7 @@ impl Broking {
             keeping.end().await;
         }
         aside.shutdown().await;
+        self.follower.end().await;
         self.telemetry.stop().await;
         tracing::info!("stopped");
     }

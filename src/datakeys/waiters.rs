@@ -44,6 +44,11 @@ impl Patience {
         }
     }
 
+    /// When the call ends.
+    pub fn until(&self) -> Instant {
+        self.until
+    }
+
     /// From now on the call counts as one that waits for the KMS of a tenant, to its end: what it
     /// has to do then is little.
     pub(super) fn wait(&self, waiters: &Waiters, share: &Arc<Share>) -> Result<(), Error> {

@@ -1,16 +1,19 @@
 //! The RPCs of operators: parse, act, render.
 
+use jiff::Timestamp;
 use tonic::Request;
 use tonic::Response;
 use tonic::Status;
 
+use crate::broker::Receipt;
 use crate::directory::Standing;
+use crate::grpc::grants::timestamp;
 use crate::grpc::pb;
 use crate::grpc::pb::admin_service_server::AdminService;
 use crate::grpc::service::Service;
 use crate::store::Absent;
 use crate::store::Applied;
-use crate::store::Marked;
+use crate::store::Replica;
 
 #[tonic::async_trait]
 impl AdminService for Service {
@@ -34,10 +37,9 @@ impl AdminService for Service {
         request: Request<pb::SuspendTenantRequest>,
     ) -> Result<Response<pb::SuspendTenantResponse>, Status> {
         self.administer(request, async |call, request| {
-            let marked = call.stand(&request.name, Standing::Suspended).await?;
-            Ok(pb::SuspendTenantResponse {
-                receipt: Some(receipt(marked)),
-            })
+            let made = call.stand(&request.name, Standing::Suspended).await?;
+            let receipt = Some(receipt(made, Some));
+            Ok(pb::SuspendTenantResponse { receipt })
         })
         .await
     }
@@ -47,10 +49,10 @@ impl AdminService for Service {
         request: Request<pb::ResumeTenantRequest>,
     ) -> Result<Response<pb::ResumeTenantResponse>, Status> {
         self.administer(request, async |call, request| {
-            let marked = call.stand(&request.name, Standing::Active).await?;
-            Ok(pb::ResumeTenantResponse {
-                receipt: Some(receipt(marked)),
-            })
+            let made = call.stand(&request.name, Standing::Active).await?;
+            // Until they hear of it they refuse the tenant anyway.
+            let receipt = Some(receipt(made, |_| None));
+            Ok(pb::ResumeTenantResponse { receipt })
         })
         .await
     }
@@ -60,10 +62,8 @@ impl AdminService for Service {
         request: Request<pb::PurgeTenantRequest>,
     ) -> Result<Response<pb::PurgeTenantResponse>, Status> {
         self.administer(request, async |call, request| {
-            let marked = call.purge(&request.name).await?;
-            Ok(pb::PurgeTenantResponse {
-                receipt: Some(receipt(marked)),
-            })
+            let receipt = Some(receipt(call.purge(&request.name).await?, Some));
+            Ok(pb::PurgeTenantResponse { receipt })
         })
         .await
     }
@@ -88,9 +88,32 @@ fn applied(applied: Applied) -> pb::ApplyResponse {
     }
 }
 
-fn receipt(marked: Marked) -> pb::Receipt {
+/// What `receipt` says, of those who have not confirmed with the time that `refuses` makes of
+/// theirs.
+fn receipt(receipt: Receipt, refuses: impl Fn(Timestamp) -> Option<Timestamp>) -> pb::Receipt {
+    let Receipt {
+        marked,
+        confirmed,
+        unconfirmed,
+    } = receipt;
+    let unconfirmed = unconfirmed.into_iter();
     pb::Receipt {
         change: marked.change,
         changed: marked.is_new(),
+        confirmed: confirmed
+            .into_iter()
+            .map(|one| replica(one, None))
+            .collect(),
+        unconfirmed: unconfirmed
+            .map(|(one, from)| replica(one, refuses(from)))
+            .collect(),
+    }
+}
+
+fn replica(replica: Replica, refuses: Option<Timestamp>) -> pb::Replica {
+    pb::Replica {
+        id: replica.id.to_string(),
+        name: replica.name,
+        refuse_time: refuses.map(timestamp),
     }
 }

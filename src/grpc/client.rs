@@ -33,6 +33,7 @@ pub use address::Place;
 pub use admin::Applied;
 pub use admin::Measure;
 pub use admin::Receipt;
+pub use admin::Replica;
 pub use grants::Grant;
 pub use grants::Which;
 pub use grants::Wish;

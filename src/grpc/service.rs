@@ -78,11 +78,17 @@ impl Service {
         run: impl AsyncFnOnce(AdminCall<'_>, Q) -> Result<P, Error>,
     ) -> Result<Response<P>, Status> {
         let (_, mut extensions, message) = request.into_parts();
-        let Some(passage) = extensions.remove::<Passage<Operator>>() else {
+        let passed = (
+            extensions.remove::<Passage<Operator>>(),
+            extensions.remove::<Arc<Patience>>(),
+        );
+        let (Some(passage), Some(patience)) = passed else {
             return Err(Status::internal("a call that did not pass the witness"));
         };
         let notes = passage.notes.clone();
-        let call = self.0.admin_call(passage.visitor.clone(), notes);
+        let call = self
+            .0
+            .admin_call(passage.visitor.clone(), notes, patience.until());
         let outcome = run(call, message).await;
         outcome
             .map(Response::new)

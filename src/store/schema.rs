@@ -44,9 +44,10 @@ const VERSION: &str = "
 
 /// What each version added, in SQL that both engines take. A step that has been released never
 /// changes.
-const STEPS: [&str; 4] = [
+const STEPS: [&str; 5] = [
     include_str!("schema/1.sql"),
     include_str!("schema/2.sql"),
     include_str!("schema/3.sql"),
     include_str!("schema/4.sql"),
+    include_str!("schema/5.sql"),
 ];

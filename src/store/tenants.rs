@@ -197,6 +197,21 @@ impl Store {
 }
 
 impl Store {
+    /// What there is of the tenant `id`, if nothing has changed of it since the change `change`.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn tenant(&self, id: &TenantId, change: u64) -> Result<Option<Row>, Error> {
+        within(async {
+            let mut lease = self.reader().await?;
+            let values = [Value::Text(id.as_str()), Value::Number(change)];
+            let row = lease.row(ONE, &values).await?;
+            lease.give_back();
+            Ok(row.as_ref().map(tenant))
+        })
+        .await
+    }
+
     /// The number of the latest change.
     pub(super) async fn latest(&self) -> Result<u64, Error> {
         within(async {
@@ -283,6 +298,8 @@ fn tenant(row: &engine::Row) -> Row {
 
 const ALL: &str = "SELECT id, document, suspended, purged FROM tenants";
 const CHANGED: &str = "SELECT id, document, suspended, purged FROM tenants WHERE changed > $1";
+const ONE: &str = "
+    SELECT id, document, suspended, purged FROM tenants WHERE id = $1 AND changed = $2";
 const CHANGE_OF: &str = "SELECT changed FROM tenants WHERE id = $1";
 const PUT: &str = "
     INSERT INTO tenants (id, document, changed) VALUES ($1, $2, $3)

@@ -308,7 +308,10 @@ async fn each_purge_of_a_tenant_is_news() {
             purged: change,
             ..row("acme", "a")
         };
-        assert_eq!(news.tenants, [purged]);
+        assert_eq!(news.tenants, std::slice::from_ref(&purged));
+        let now = store.tenant(&acme, change).await.unwrap();
+        assert_eq!(now, Some(purged));
+        assert_eq!(store.tenant(&acme, change - 1).await.unwrap(), None);
     }
 }
 
@@ -324,7 +327,7 @@ async fn tables_of_an_older_version_become_those_of_this_one() {
     meddle(
         &folder,
         "ALTER TABLE tenants DROP COLUMN suspended; ALTER TABLE tenants DROP COLUMN purged;
-         DROP TABLE grants;
+         DROP TABLE grants; DROP TABLE replicas;
          UPDATE schema_version SET version = 1",
     )
     .await;

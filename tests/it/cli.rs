@@ -14,6 +14,7 @@ mod keyring;
 mod memory;
 mod observability;
 mod outages;
+mod receipts;
 mod reloading;
 mod replica;
 mod replicas;

@@ -1,6 +1,8 @@
 //! Keeps a broker's tenants in step with the store: asks it twice a second, and at once when there
 //! is word of a change.
 
+mod presence;
+
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -29,11 +31,14 @@ use crate::store::Freshness;
 use crate::store::News;
 use crate::store::Store;
 
+pub(super) use presence::Presence;
+
 /// Follows the store for one broker.
 pub(super) struct Follower {
     /// The configuration file, for errors.
     path: PathBuf,
     store: Arc<Store>,
+    presence: Presence,
     broker: Arc<Broker>,
     metrics: Metrics,
     clock: Arc<dyn Clock>,
@@ -60,13 +65,14 @@ pub(super) struct Configured {
 }
 
 impl Follower {
-    /// A follower of `store` for `broker`, whose `freshness` it keeps.
+    /// A follower of `store` for `broker`, whose `freshness` it keeps, and which is there for
+    /// others by its `presence`.
     pub(super) fn new(
         path: PathBuf,
         store: Arc<Store>,
+        presence: Presence,
         broker: Arc<Broker>,
         freshness: Arc<Freshness>,
-        metrics: Metrics,
         clock: Arc<dyn Clock>,
         configured: Configured,
     ) -> Self {
@@ -78,8 +84,9 @@ impl Follower {
         Self {
             path,
             store,
+            presence,
+            metrics: broker.metrics().clone(),
             broker,
-            metrics,
             clock,
             freshness,
             ground: Mutex::new(ground),
@@ -91,8 +98,20 @@ impl Follower {
     /// # Errors
     /// [`Error`].
     pub(super) async fn begin(&self) -> Result<(), Error> {
+        // Before it reads anything: who makes a change from now on knows whom to wait for.
+        if let Err(error) = self.presence.tell(0).await {
+            tracing::warn!(
+                error = chain(&error),
+                "others don't know of this broker yet"
+            );
+        }
         let mut ground = self.ground.lock().await;
         self.catch_up(&mut ground).await
+    }
+
+    /// Is there for others no more.
+    pub(super) async fn end(&self) {
+        self.presence.end().await;
     }
 
     /// Puts other files in force. Tenants that the store does not take or give now follow when it
@@ -149,10 +168,7 @@ impl Follower {
             // Err: nobody has told of anything.
             let _ = timeout(POLL, self.store.wait()).await;
             let grants = self.broker.grants().catch_up().await;
-            let caught_up = {
-                let mut ground = self.ground.lock().await;
-                self.catch_up(&mut ground).await
-            };
+            let caught_up = self.catch_up_and_tell().await;
             let error = caught_up.and(grants).err();
             self.metrics.degraded(Dependency::Store, error.is_some());
             self.metrics.store_age(self.freshness.age());
@@ -163,6 +179,15 @@ impl Follower {
             }
             lost = error.is_some();
         }
+    }
+
+    async fn catch_up_and_tell(&self) -> Result<(), Error> {
+        let known = {
+            let mut ground = self.ground.lock().await;
+            self.catch_up(&mut ground).await?;
+            ground.known
+        };
+        self.presence.tell(known.unwrap_or_default()).await
     }
 
     async fn catch_up(&self, ground: &mut Ground) -> Result<(), Error> {

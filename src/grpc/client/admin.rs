@@ -1,5 +1,6 @@
 //! What the command line does for operators.
 
+use jiff::Timestamp;
 use tonic::Response;
 use tonic::Status;
 use tonic::transport::Channel;
@@ -44,6 +45,21 @@ pub struct Receipt {
     pub change: u64,
     /// Whether there was something to change.
     pub changed: bool,
+    /// The brokers that go by it.
+    pub confirmed: Vec<Replica>,
+    /// The brokers that have not said so.
+    pub unconfirmed: Vec<Replica>,
+}
+
+/// A broker on the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replica {
+    /// Its process.
+    pub id: String,
+    /// Its host.
+    pub name: String,
+    /// From when on it refuses the tenant, where it has not confirmed.
+    pub refuses: Option<Timestamp>,
 }
 
 impl Client {
@@ -102,8 +118,18 @@ impl Client {
                 Ok(receipt)
             })
             .await?;
-        let pb::Receipt { change, changed } = receipt.unwrap_or_default();
-        Ok(Receipt { change, changed })
+        let pb::Receipt {
+            change,
+            changed,
+            confirmed,
+            unconfirmed,
+        } = receipt.unwrap_or_default();
+        Ok(Receipt {
+            change,
+            changed,
+            confirmed: confirmed.into_iter().map(replica).collect(),
+            unconfirmed: unconfirmed.into_iter().map(replica).collect(),
+        })
     }
 
     async fn administer<T>(
@@ -114,4 +140,14 @@ impl Client {
         self.again(async || attempt(&mut service.clone()).await)
             .await
     }
+}
+
+fn replica(replica: pb::Replica) -> Replica {
+    let pb::Replica {
+        id,
+        name,
+        refuse_time,
+    } = replica;
+    let refuses = refuse_time.and_then(|time| Timestamp::new(time.seconds, time.nanos).ok());
+    Replica { id, name, refuses }
 }

@@ -190,10 +190,13 @@ async fn a_suspension_reaches_all_who_are_in_touch_and_the_others_end_by_themsel
 
     proxy.refuse(true);
     proxy.silence_all();
-    good(one.at(&["tenant", "suspend", "acme"]), b"");
+    // It waits a while for the one that does not answer.
+    let mut suspending = one.at(&["tenant", "suspend", "acme"]);
+    let mut suspending = suspending.stdout(Stdio::null()).spawn().unwrap();
     one.refuses("suspended").await;
     assert!(other.keys().contains("tenants/acme/keys/orders"));
     other.refuses("store").await;
+    assert!(suspending.wait().unwrap().success());
     assert_eq!(get(other.admin.unwrap(), "/readyz").await.status, 200);
 
     proxy.refuse(false);
