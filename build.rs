@@ -41,7 +41,9 @@ const CONTRACTS: [&str; 3] = [
     "proto/keybroker/v1/key_broker.proto",
 ];
 
-const SECRETIVE: [&str; 32] = [
+const SECRETIVE: [&str; 34] = [
+    ".keybroker.v1.ApplyRequest",
+    ".keybroker.v1.ExplainRequest",
     ".keybroker.v1.EncryptRequest",
     ".keybroker.v1.EncryptResponse",
     ".keybroker.v1.DecryptRequest",

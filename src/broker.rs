@@ -9,6 +9,7 @@
 //! | `sealing`, `opening` | from there over the permit to the data key |
 //! | `batch`, `stream` | several messages in one call, and those of any length |
 //! | `admin`, `receipt` | what operators do to tenants, and which brokers have confirmed it |
+//! | `explain` | why a principal would be allowed or denied something |
 //! | `grants` | leave to use a key: made, listed, renewed, ended; and what of it a use asks the store |
 //! | `keys` | what a caller may know of keys |
 //! | `notes` | what all these add to the audit record |
@@ -16,6 +17,7 @@
 mod admin;
 mod batch;
 mod binding;
+mod explain;
 mod grants;
 mod keys;
 mod notes;
@@ -40,6 +42,8 @@ pub use binding::Binding;
 pub use binding::MAX_ASSOCIATED_DATA;
 pub use binding::MAX_PLAINTEXT;
 pub use binding::Pairs;
+pub use explain::Explanation;
+pub use explain::Question;
 pub use grants::Creation;
 pub use grants::GrantPage;
 pub use grants::Granted;

@@ -22,6 +22,7 @@ mod completions;
 mod connect;
 mod crypt;
 mod dev;
+mod explain;
 mod failure;
 mod grant;
 mod healthcheck;
@@ -88,6 +89,8 @@ enum Command {
     Dev(dev::Args),
     /// Encrypts standard input into a message.
     Encrypt(crypt::EncryptArgs),
+    /// Says why a principal would be allowed or denied an operation with a key.
+    Explain(explain::Args),
     /// Makes, lists, renews and ends grants: leave to use a key, for a while.
     #[command(subcommand)]
     Grant(grant::Command),
@@ -169,6 +172,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Decrypt(args) => crypt::decrypt(args).await,
         Command::Dev(args) => dev::run(&args).await,
         Command::Encrypt(args) => crypt::encrypt(args).await,
+        Command::Explain(args) => explain::run(args).await,
         Command::Grant(command) => grant::run(command).await,
         Command::Healthcheck(args) => healthcheck::run(&args).await,
         Command::Keyring(command) => keyring::run(command),

@@ -60,6 +60,8 @@ pub mod pb {
     }
 
     redact!(
+        ApplyRequest,
+        ExplainRequest,
         EncryptRequest,
         EncryptResponse,
         DecryptRequest,

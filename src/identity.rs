@@ -11,6 +11,7 @@ mod session;
 pub mod spiffe;
 
 use std::fmt;
+use std::str::FromStr;
 
 use jiff::Timestamp;
 
@@ -27,6 +28,9 @@ pub use session::Session;
 pub use spiffe::DnsName;
 pub use spiffe::SpiffeId;
 pub use spiffe::TrustDomain;
+
+use principal::Credentials;
+use principal::MalformedPattern;
 
 /// The trust domain that `keybroker dev` makes for itself, also the organization in its
 /// certificates. In production nobody of it is anybody.
@@ -89,6 +93,27 @@ pub enum Id {
         /// Its effective group.
         gid: u32,
     },
+}
+
+impl FromStr for Id {
+    type Err = MalformedPattern;
+
+    /// Reads the text of an identity in its one spelling.
+    fn from_str(text: &str) -> Result<Self, MalformedPattern> {
+        if text.starts_with(spiffe::SCHEME) {
+            return text.parse().map(Self::Spiffe).map_err(|_| MalformedPattern);
+        }
+        if let Some(name) = text.strip_prefix("dns:") {
+            return name.parse().map(Self::Dns).map_err(|_| MalformedPattern);
+        }
+        match Credentials::parse(text) {
+            Some(Credentials {
+                uid: Some(uid),
+                gid: Some(gid),
+            }) => Ok(Self::Unix { uid, gid }),
+            Some(_) | None => Err(MalformedPattern),
+        }
+    }
 }
 
 impl fmt::Display for Id {

@@ -4,6 +4,9 @@
 //! Authorization comes before every other check, so that a caller without rights learns nothing:
 //! unknown and forbidden keys end in the same [`Denied`] by the same path.
 
+mod action;
+mod refused;
+
 use std::sync::Arc;
 
 use crate::directory::Clash;
@@ -23,6 +26,13 @@ use crate::message::context;
 use crate::name::KeyId;
 use crate::name::KeyName;
 use crate::name::TenantId;
+
+pub use action::Action;
+pub use action::Direction;
+pub use refused::Denied;
+pub use refused::InvalidContext;
+pub use refused::Mismatch;
+pub use refused::Refused;
 
 /// What is configured at one moment: the tenants, and the identity rules that fit them. A reload
 /// of either makes a new one; a [`Caller`] of older rules is to be mapped anew.
@@ -74,9 +84,8 @@ impl Policy {
         })?;
         check_standing(&key)?;
         self.check_own(&key, own)?;
-        let pairs = sealing_context(&key, caller, own);
         Ok(Permit {
-            context: EncryptionContext::new(pairs).map_err(|error| unfit(own, error))?,
+            context: seal_context(&key, caller, own)?,
             key,
             action,
             rule,
@@ -340,187 +349,26 @@ impl Permit {
     }
 }
 
-/// A use of a key, named as in AWS KMS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Action {
-    /// Opens a message.
-    Decrypt,
-    /// Seals a message.
-    Encrypt,
-    /// Makes a key, hands it out and seals it.
-    GenerateDataKey,
-    /// Makes a key and seals it.
-    GenerateDataKeyWithoutPlaintext,
-    /// Opens a message in order to seal it anew.
-    ReEncryptFrom,
-    /// Seals what was opened so.
-    ReEncryptTo,
-}
-
-impl Action {
-    /// The name.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Decrypt => "Decrypt",
-            Self::Encrypt => "Encrypt",
-            Self::GenerateDataKey => "GenerateDataKey",
-            Self::GenerateDataKeyWithoutPlaintext => "GenerateDataKeyWithoutPlaintext",
-            Self::ReEncryptFrom => "ReEncryptFrom",
-            Self::ReEncryptTo => "ReEncryptTo",
-        }
-    }
-
-    /// Whether it seals or opens.
-    pub fn direction(self) -> Direction {
-        match self {
-            Self::Decrypt | Self::ReEncryptFrom => Direction::Open,
-            Self::Encrypt
-            | Self::GenerateDataKey
-            | Self::GenerateDataKeyWithoutPlaintext
-            | Self::ReEncryptTo => Direction::Seal,
-        }
-    }
-}
-
-impl From<Action> for Operation {
-    fn from(action: Action) -> Self {
-        match action {
-            Action::Decrypt => Self::Decrypt,
-            Action::Encrypt => Self::Encrypt,
-            Action::GenerateDataKey => Self::GenerateDataKey,
-            Action::GenerateDataKeyWithoutPlaintext => Self::GenerateDataKeyWithoutPlaintext,
-            Action::ReEncryptFrom => Self::ReEncryptFrom,
-            Action::ReEncryptTo => Self::ReEncryptTo,
-        }
-    }
-}
-
-/// Which way a key is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Direction {
-    /// Ciphertext comes in.
-    Open,
-    /// Ciphertext goes out.
-    Seal,
-}
-
-/// No permit.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// The caller's own pairs cannot stand in a context. Only an authorized caller learns it.
-    #[error(transparent)]
-    Context(#[from] InvalidContext),
-    /// The caller may not do it.
-    #[error(transparent)]
-    Denied(#[from] Denied),
-    /// The message is bound to another context; to the caller, an invalid ciphertext like any
-    /// other.
-    #[error(transparent)]
-    Mismatch(#[from] Mismatch),
-    /// No key policy allows it, and what grants say is not known at the moment.
-    #[error("the store of grants is out of reach")]
-    OutOfTouch,
-    /// The key's tenant is suspended. Only an authorized caller learns it.
-    #[error("the tenant is suspended")]
-    Suspended,
-}
-
-/// Why a caller may not do something. For the audit record alone: to the caller all are one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Denied {
-    /// Statements or grants name the caller, and no condition or constraint holds.
-    #[error("the context meets no condition of the key policy and no grant's constraint")]
-    Condition,
-    /// No statement and no grant allows it to the caller.
-    #[error("no statement of the key policy and no grant allows it")]
-    NoStatement,
-    /// There is no such tenant or key.
-    #[error("there is no such key")]
-    UnknownKey,
-}
-
-impl Denied {
-    /// A stable name, for audit records and metrics.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Condition => "condition",
-            Self::NoStatement => "no_statement",
-            Self::UnknownKey => "unknown_key",
-        }
-    }
-}
-
-/// Why the caller's own pairs cannot stand in the context. Holds names, never values.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidContext {
-    /// Identity rules set this name.
-    #[error("context name {name} is set from the caller's identity")]
-    Captured {
-        /// The name as the caller wrote it.
-        name: String,
-    },
-    /// The tenant has this name fixed.
-    #[error("context name {name} is fixed by the tenant")]
-    Fixed {
-        /// The name as the caller wrote it.
-        name: String,
-    },
-    /// A pair, or the context as a whole, is outside the limits.
-    #[error("invalid encryption context: {error}")]
-    Limits {
-        /// The pair that is so by itself.
-        name: Option<String>,
-        /// The limit.
-        error: context::Error,
-    },
-    /// The name is ours or the format's.
-    #[error("context name {name} is reserved")]
-    Reserved {
-        /// The name as the caller wrote it.
-        name: String,
-    },
-}
-
-/// How the context of a message differs from what the caller may open and says of it. For the
-/// audit record alone: to the caller all are an invalid ciphertext.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Mismatch {
-    /// A pair that identity rules set is not this caller's.
-    #[error("the message belongs to another identity")]
-    Captured,
-    /// A fixed pair of the tenant is absent or has another value.
-    #[error("the message lacks a fixed pair of the tenant")]
-    Fixed,
-    /// It names another key than the request.
-    #[error("the message was sealed under another key")]
-    Key,
-    /// It names no key: another producer's message, or a damaged one.
-    #[error("the message names no key of ours")]
-    NoKey,
-    /// The pairs that are left are not those that the request names.
-    #[error("the message has other context pairs than the request")]
-    Own,
-}
-
-impl Mismatch {
-    /// A stable name, for audit records and metrics.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Captured => "context_captured",
-            Self::Fixed => "context_fixed",
-            Self::Key => "context_key",
-            Self::NoKey => "context_no_key",
-            Self::Own => "context_own",
-        }
-    }
-}
-
 /// The key that a message names in its header, unproven: good for a look-up and for the audit
 /// record.
 pub fn key_named(header: &EncryptionContext) -> Option<KeyName> {
     let tenant: TenantId = header.value(context::TENANT)?.parse().ok()?;
     let key: KeyId = header.value(context::KEY)?.parse().ok()?;
     Some(KeyName { tenant, key })
+}
+
+/// The context that `caller` seals under `key`, adding the pairs `own`. Whether it may is not looked
+/// at.
+///
+/// # Errors
+/// [`InvalidContext::Limits`].
+pub fn seal_context(
+    key: &Key,
+    caller: &Caller,
+    own: &[(String, String)],
+) -> Result<EncryptionContext, InvalidContext> {
+    let pairs = sealing_context(key, caller, own);
+    EncryptionContext::new(pairs).map_err(|error| unfit(own, error))
 }
 
 /// The pairs of a context to seal under, before anybody has looked at `own`.

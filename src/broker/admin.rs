@@ -84,9 +84,9 @@ impl Broker {
 
 /// One call of one operator.
 pub struct AdminCall<'a> {
-    broker: &'a Broker,
+    pub(super) broker: &'a Broker,
     management: Arc<Management>,
-    notes: Notes,
+    pub(super) notes: Notes,
     end: Instant,
 }
 

@@ -269,7 +269,8 @@ fn line(grant: &Grant) -> String {
     )
 }
 
-fn operation(text: &str) -> Result<Operation, String> {
+/// An operation by its name.
+pub(super) fn operation(text: &str) -> Result<Operation, String> {
     Operation::named(text).ok_or_else(|| {
         let known = Operation::ALL.map(Operation::label);
         format!("not one of {}", known.join(", "))

@@ -1,16 +1,24 @@
 //! The RPCs of operators: parse, act, render.
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use tonic::Request;
 use tonic::Response;
 use tonic::Status;
 
+use crate::broker::Binding;
+use crate::broker::Explanation;
+use crate::broker::Question;
 use crate::broker::Receipt;
 use crate::directory::Standing;
+use crate::error::Error;
+use crate::grpc::grants::operation;
 use crate::grpc::grants::timestamp;
 use crate::grpc::pb;
 use crate::grpc::pb::admin_service_server::AdminService;
 use crate::grpc::service::Service;
+use crate::grpc::service::failure;
+use crate::policy::Rule;
 use crate::store::Absent;
 use crate::store::Applied;
 use crate::store::Replica;
@@ -67,6 +75,16 @@ impl AdminService for Service {
         })
         .await
     }
+
+    async fn explain(
+        &self,
+        request: Request<pb::ExplainRequest>,
+    ) -> Result<Response<pb::ExplainResponse>, Status> {
+        self.administer(request, async |call, request| {
+            Ok(explained(call.explain(&question(request)?)?))
+        })
+        .await
+    }
 }
 
 fn applied(applied: Applied) -> pb::ApplyResponse {
@@ -115,5 +133,65 @@ fn replica(replica: Replica, refuses: Option<Timestamp>) -> pb::Replica {
         id: replica.id.to_string(),
         name: replica.name,
         refuse_time: refuses.map(timestamp),
+    }
+}
+
+fn question(request: pb::ExplainRequest) -> Result<Question, Error> {
+    let pb::ExplainRequest {
+        principal,
+        operation: number,
+        key,
+        encryption_context,
+    } = request;
+    let operation = operation(number).ok_or_else(|| Error::Invalid {
+        field: "operation",
+        why: "there is none, or one that keys cannot do".to_owned(),
+    })?;
+    let binding = Binding {
+        name: key,
+        context: encryption_context.into_iter().collect(),
+        associated_data: Bytes::new(),
+        tokens: Vec::new(),
+    };
+    Ok(Question {
+        principal,
+        operation,
+        binding,
+    })
+}
+
+fn explained(explanation: Explanation) -> pb::ExplainResponse {
+    let Explanation {
+        tenant,
+        role,
+        outcome,
+    } = explanation;
+    let known = pb::ExplainResponse {
+        tenant: tenant.map_or_else(String::new, |tenant| tenant.to_string()),
+        role: role.map_or_else(String::new, |role| role.label().to_owned()),
+        ..pb::ExplainResponse::default()
+    };
+    match outcome {
+        Ok(rule) => {
+            let (grant_id, explanation) = match rule {
+                Rule::Grant(basis) => (basis.id().to_string(), "a grant allows it".to_owned()),
+                Rule::Policy(role) => {
+                    let list = role.label();
+                    (String::new(), format!("the key's policy allows it: {list}"))
+                }
+            };
+            pb::ExplainResponse {
+                allowed: true,
+                rule: rule.label().to_owned(),
+                grant_id,
+                explanation,
+                ..known
+            }
+        }
+        Err(error) => pb::ExplainResponse {
+            reason: error.reason().to_owned(),
+            explanation: failure(&error).cause,
+            ..known
+        },
     }
 }

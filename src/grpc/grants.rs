@@ -273,7 +273,8 @@ pub(super) fn timestamp(time: Timestamp) -> prost_types::Timestamp {
     }
 }
 
-fn operation(number: i32) -> Option<Operation> {
+/// What is on the wire, if it is an operation.
+pub(super) fn operation(number: i32) -> Option<Operation> {
     match GrantOperation::try_from(number).ok()? {
         GrantOperation::Unspecified => None,
         GrantOperation::CreateGrant => Some(Operation::CreateGrant),

@@ -121,20 +121,25 @@ impl Rules {
     /// None if no rule matches, or if the rule that does makes a tenant id of it that is none:
     /// later rules are not asked then, since they were written for other identities.
     pub fn map(&self, peer: &Peer) -> Option<Caller> {
-        let segments: Vec<&str> = match peer.id() {
+        self.would_map(peer.id())
+    }
+
+    /// The caller that whoever proves to be `id` is, for questions: nobody has proved it.
+    pub fn would_map(&self, id: &Id) -> Option<Caller> {
+        let segments: Vec<&str> = match id {
             Id::Spiffe(id) => id.segments().collect(),
             Id::Dns(_) | Id::Unix { .. } => Vec::new(),
         };
         let rule = self
             .rules
             .iter()
-            .find(|rule| rule.pattern.matches(peer.id(), &segments))?;
+            .find(|rule| rule.pattern.matches(id, &segments))?;
         let captures = rule
             .context
             .iter()
             .map(|(name, value)| (name.clone(), value.fill(&segments)));
         Some(Caller {
-            principal: Principal::from(peer.id()),
+            principal: Principal::from(id),
             tenant: rule.tenant.fill(&segments).parse().ok()?,
             captures: captures.collect(),
         })
@@ -160,7 +165,7 @@ impl Rules {
     }
 }
 
-/// A peer that a rule has mapped. Only [`Rules::map`] makes one.
+/// An identity that a rule has mapped. Only [`Rules`] makes one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
     principal: Principal,

@@ -32,6 +32,7 @@ mod denials;
 mod embedded;
 mod errors;
 mod examples;
+mod explaining;
 mod faults;
 mod grants;
 mod guarded;

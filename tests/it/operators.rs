@@ -53,6 +53,15 @@ async fn call(
             };
             client.apply(identified(request)).await.map(drop)
         }
+        "Explain" => {
+            let request = pb::ExplainRequest {
+                principal: WEB.into(),
+                operation: pb::GrantOperation::Encrypt.into(),
+                key: format!("{name}/keys/orders"),
+                ..Default::default()
+            };
+            client.explain(identified(request)).await.map(drop)
+        }
         "PurgeTenant" => {
             let request = pb::PurgeTenantRequest { name };
             client.purge_tenant(identified(request)).await.map(drop)

@@ -8,6 +8,8 @@ use tonic::transport::Channel;
 use super::Client;
 use super::Error;
 use super::timed;
+use crate::grants::Operation;
+use crate::grpc::grants::number;
 use crate::grpc::pb;
 use crate::grpc::pb::admin_service_client::AdminServiceClient;
 use crate::store::Absent;
@@ -60,6 +62,38 @@ pub struct Replica {
     pub name: String,
     /// From when on it refuses the tenant, where it has not confirmed.
     pub refuses: Option<Timestamp>,
+}
+
+/// What an explanation is wanted of: all as the broker takes it.
+#[derive(Clone)]
+pub struct Case {
+    /// Whom.
+    pub principal: String,
+    /// What.
+    pub operation: Operation,
+    /// The key's name.
+    pub key: String,
+    /// The pairs that the principal would name.
+    pub context: Vec<(String, String)>,
+}
+
+/// Whether and why; what there is not is empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether it would be allowed.
+    pub allowed: bool,
+    /// The principal's tenant.
+    pub tenant: String,
+    /// What allows it.
+    pub rule: String,
+    /// The grant that allows it.
+    pub grant: String,
+    /// The list of the key's policy that names the principal.
+    pub role: String,
+    /// The reason with which it would fail.
+    pub reason: String,
+    /// For people.
+    pub explanation: String,
 }
 
 impl Client {
@@ -129,6 +163,38 @@ impl Client {
             changed,
             confirmed: confirmed.into_iter().map(replica).collect(),
             unconfirmed: unconfirmed.into_iter().map(replica).collect(),
+        })
+    }
+
+    /// Has the broker explain `case`.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], [`Error::Unreachable`].
+    pub async fn explain(&self, case: Case) -> Result<Verdict, Error> {
+        let request = pb::ExplainRequest {
+            principal: case.principal,
+            operation: number(case.operation).into(),
+            key: case.key,
+            encryption_context: case.context.into_iter().collect(),
+        };
+        let answer = self.administer(async |service| service.explain(timed(request.clone())).await);
+        let pb::ExplainResponse {
+            allowed,
+            tenant,
+            rule,
+            grant_id,
+            role,
+            reason,
+            explanation,
+        } = answer.await?;
+        Ok(Verdict {
+            allowed,
+            tenant,
+            rule,
+            grant: grant_id,
+            role,
+            reason,
+            explanation,
         })
     }
 

@@ -3,6 +3,7 @@
 use super::site::Running;
 use super::site::Site;
 use super::site::bad;
+use super::site::gid;
 use super::site::good;
 use super::site::uid;
 
@@ -23,6 +24,7 @@ fn a_grant_is_made_used_listed_and_revoked_and_outlives_the_server() {
     bad(at(&encrypt), b"x", 77);
 
     let grantee = format!("unix:uid={uid}");
+    let grantee_whole = format!("{grantee},gid={}", gid());
     let create = [
         "grant",
         "create",
@@ -53,6 +55,18 @@ fn a_grant_is_made_used_listed_and_revoked_and_outlives_the_server() {
     assert_eq!(again["grant"], made["grant"]);
     super::site::good_bytes(at(&encrypt), b"x");
     bad(at(&["encrypt", "--key", "keys/orders"]), b"x", 77);
+    let explain = |context: &[&str]| {
+        let question = ["explain", &grantee_whole, "Encrypt", "keys/orders"];
+        good(at(&[&question[..], context].concat()), b"")
+    };
+    let said = explain(&["--context", "order=7"]);
+    assert!(said.starts_with("allowed: a grant allows it"), "{said}");
+    let said = explain(&["--tenant", "acme", "--output", "json"]);
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(
+        (&said["allowed"], &said["role"]),
+        (&false.into(), &"administrators".into())
+    );
     let list = ["grant", "list", "--key", "keys/orders"];
     let listed = good(at(&list), b"");
     assert!(

@@ -130,6 +130,11 @@ pub(super) fn uid() -> u32 {
     fs::metadata("/proc/self").unwrap().uid()
 }
 
+/// The group of that user.
+pub(super) fn gid() -> u32 {
+    fs::metadata("/proc/self").unwrap().gid()
+}
+
 /// The command, in an environment of its own.
 pub(super) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_keybroker"));
