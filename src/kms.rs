@@ -15,6 +15,7 @@ pub use backends::Backends;
 pub use backends::Config;
 pub use backends::LocalConfig;
 pub use demand::Demand;
+pub(crate) use guarded::Fair;
 pub use guarded::Guarded;
 pub use key::Arn;
 pub use key::KeyRef;

@@ -3,10 +3,12 @@
 //! Callers go on with the old key meanwhile. A refresh that fails is tried again after a pause
 //! that grows, until the old key reaches its hard limit.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::clock::Instant;
+use crate::kms::Fair;
+use crate::name::TenantId;
 use crate::sync::Mutex;
 use crate::sync::atomic::AtomicU32;
 use crate::sync::atomic::AtomicU64;
@@ -77,15 +79,19 @@ impl Pace {
     }
 }
 
-/// Refreshes to be done, of which only so many run at once.
+/// Refreshes to be done, of which only so many run at once: by turns of the tenants, of which none
+/// has more than a quarter of those that run.
 pub(super) struct Queue<T> {
     state: Mutex<State<T>>,
     most: usize,
 }
 
 struct State<T> {
-    waiting: VecDeque<T>,
-    running: usize,
+    waiting: Fair<(TenantId, T)>,
+    added: u64,
+    /// By tenant.
+    running: HashMap<TenantId, usize>,
+    runners: usize,
 }
 
 impl<T> Queue<T> {
@@ -93,34 +99,62 @@ impl<T> Queue<T> {
     pub(super) fn new(most: usize) -> Self {
         Self {
             state: Mutex::new(State {
-                waiting: VecDeque::new(),
-                running: 0,
+                waiting: Fair::default(),
+                added: 0,
+                running: HashMap::new(),
+                runners: 0,
             }),
             most,
         }
     }
 
-    /// Adds `one`. True when the caller is to start a runner, which takes with [`Queue::next`]
-    /// until there is none.
-    pub(super) fn add(&self, one: T) -> bool {
+    /// Adds `one` of `tenant`, whose weight this is. True when the caller is to start a runner,
+    /// which takes with [`Queue::next`] until there is none.
+    pub(super) fn add(&self, tenant: &TenantId, weight: u32, one: T) -> bool {
         let mut state = lock(&self.state);
-        state.waiting.push_back(one);
-        let more = state.running < self.most;
+        state.added += 1;
+        let number = state.added;
+        state
+            .waiting
+            .push(tenant, weight, number, (tenant.clone(), one));
+        let more = state.runners < self.most && room(&state.running, tenant, self.share());
         if more {
-            state.running += 1;
+            state.runners += 1;
         }
         more
     }
 
-    /// The next one for a runner; with none the runner has ended.
-    pub(super) fn next(&self) -> Option<T> {
-        let mut state = lock(&self.state);
-        let next = state.waiting.pop_front();
-        if next.is_none() {
-            state.running -= 1;
+    /// The next one for a runner that is through with one of the tenant `done`; with none the
+    /// runner has ended. What waits then is left to those who run for its tenant.
+    pub(super) fn next(&self, done: Option<&TenantId>) -> Option<(TenantId, T)> {
+        let mut guard = lock(&self.state);
+        let state = &mut *guard;
+        if let Some(done) = done
+            && let Some(running) = state.running.get_mut(done)
+        {
+            *running -= 1;
+            if *running == 0 {
+                state.running.remove(done);
+            }
+        }
+        let (running, share) = (&state.running, self.share());
+        let next = state.waiting.pop(|tenant| room(running, tenant, share));
+        match &next {
+            Some((tenant, _)) => *state.running.entry(tenant.clone()).or_default() += 1,
+            None => state.runners -= 1,
         }
         next
     }
+
+    /// How many of a tenant's may run.
+    fn share(&self) -> usize {
+        self.most.div_ceil(4)
+    }
+}
+
+/// Whether one more of `tenant` may run.
+fn room(running: &HashMap<TenantId, usize>, tenant: &TenantId, share: usize) -> bool {
+    running.get(tenant).is_none_or(|own| *own < share)
 }
 
 const UNDERWAY: u64 = u64::MAX;

@@ -171,13 +171,16 @@ impl Upstream {
             share: Arc::clone(share),
             slot: Arc::downgrade(slot),
         };
-        if self.successors.add(successor) {
+        let tenant = key.origin().key().tenant();
+        if self.successors.add(tenant.id(), tenant.weight(), successor) {
             let upstream = Arc::clone(self);
             drop(spawn(async move {
-                while let Some(successor) = upstream.successors.next() {
-                    let done = AssertUnwindSafe(upstream.succeed(successor));
+                let mut done = None;
+                while let Some((tenant, successor)) = upstream.successors.next(done.as_ref()) {
+                    let succeeded = AssertUnwindSafe(upstream.succeed(successor));
                     // A panic is in the log; the runner is still wanted.
-                    drop(done.catch_unwind().await);
+                    drop(succeeded.catch_unwind().await);
+                    done = Some(tenant);
                 }
             }));
         }
@@ -201,7 +204,12 @@ impl Upstream {
         let context = EncryptionContext::parse(key.envelope().context())
             .expect("an envelope is made of a context");
         let id = *slot.id();
-        let demand = ahead(key.origin().key());
+        // Others' callers may keep a call ahead of time from its turn, but not until its own callers
+        // have nothing left.
+        let demand = match key.has_time(self.clock.now()) {
+            true => ahead(key.origin().key()),
+            false => soon(key.origin().key()),
+        };
         let question = Question {
             share: Arc::clone(&share),
             origin: Arc::clone(key.origin()),
@@ -360,6 +368,13 @@ pub(super) fn ahead(key: &Key) -> Demand {
     let tenant = key.tenant();
     let until = tokio::time::Instant::now() + AHEAD;
     Demand::ahead(tenant.id().clone(), tenant.weight(), until)
+}
+
+/// As [`ahead`], when callers are about to wait for it.
+fn soon(key: &Key) -> Demand {
+    let tenant = key.tenant();
+    let until = tokio::time::Instant::now() + AHEAD;
+    Demand::new(tenant.id().clone(), tenant.weight(), until)
 }
 
 /// A random number that spreads what would otherwise happen at once. Without randomness nothing

@@ -30,6 +30,8 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio::time::MissedTickBehavior;
 
+pub(crate) use fair::Fair;
+
 use crate::crypto::Secret;
 use crate::kms::DATA_KEY;
 use crate::kms::DataKey;

@@ -73,6 +73,7 @@ use scale::scaled;
 use slots::Slots;
 
 mod kms {
+    pub(crate) use crate::fair::Fair;
     pub(crate) use keybroker::kms::Demand;
 
     pub(crate) mod guarded {
@@ -152,6 +153,10 @@ fn no_charge_is_lost() {
     });
 }
 
+fn tenant(name: &str) -> name::TenantId {
+    name.parse().expect("a tenant")
+}
+
 fn rate() -> Rate {
     Rate::new(100).expect("it is within the bounds")
 }
@@ -216,27 +221,68 @@ fn one_runner_leaves_no_refresh_behind() {
     explore(|| assert_eq!(drain(1), 1));
 }
 
-/// As before, with two at a time.
+/// As before, with two at a time: a tenant's share of eight.
 #[test]
 fn two_runners_leave_no_refresh_behind() {
-    explore(|| assert!(drain(2) <= 2));
+    explore(|| assert!(drain(8) <= 2));
 }
 
-/// Has three threads add one each to a queue from which `most` are taken at once, and returns how
-/// many were at most.
+/// However many a tenant has to refresh: a quarter of what may run is its own, and who comes then is
+/// next.
+#[test]
+fn a_tenant_with_many_to_refresh_holds_up_nobody_else() {
+    explore(|| {
+        let queue = Queue::new(8);
+        let (many, few) = (tenant("many"), tenant("few"));
+        let runners = (0..9).filter(|n| queue.add(&many, 1, *n) && queue.next(None).is_some());
+        assert_eq!(runners.count(), 2);
+        assert!(queue.add(&few, 1, 9), "there are runners for others");
+        assert_eq!(queue.next(None), Some((few.clone(), 9)));
+        // Whoever is through takes what may run, and the last leaves nothing behind.
+        assert!(queue.add(&few, 1, 10));
+        assert_eq!(queue.next(Some(&few)), Some((few.clone(), 10)));
+        assert_eq!(queue.next(None), None, "its runner comes too late");
+        assert_eq!(queue.next(Some(&few)), None);
+        let rest = std::iter::from_fn(|| queue.next(Some(&many)));
+        assert_eq!(rest.count(), 7);
+    });
+}
+
+/// With one runner the tenants take turns.
+#[test]
+fn refreshes_of_tenants_take_turns() {
+    explore(|| {
+        let queue = Queue::new(1);
+        for (name, n) in [("a", 0), ("a", 1), ("a", 2), ("b", 9)] {
+            queue.add(&tenant(name), 1, n);
+        }
+        let mut last = None;
+        let order = std::iter::from_fn(|| {
+            let (tenant, n) = queue.next(last.as_ref())?;
+            last = Some(tenant);
+            Some(n)
+        });
+        assert_eq!(order.collect::<Vec<_>>(), [0, 9, 1, 2]);
+    });
+}
+
+/// Has three threads add one each of a tenant to a queue from which `most` are taken at once, and
+/// returns how many were at most.
 fn drain(most: usize) -> usize {
     let shared = Arc::new((Queue::new(most), std::sync::Mutex::new(Progress::default())));
     three(&shared, |(queue, progress)| {
         // Known to std's lock alone, so that it adds no interleavings.
         let of = |step: fn(&mut Progress)| step(&mut progress.lock().expect("no panic"));
-        if !queue.add(()) {
+        if !queue.add(&tenant("acme"), 1, ()) {
             return;
         }
-        of(Progress::start);
-        while queue.next().is_some() {
-            of(|progress| progress.done += 1);
+        let mut done = None;
+        while let Some((tenant, ())) = queue.next(done.as_ref()) {
+            of(Progress::start);
+            thread::yield_now();
+            of(Progress::end);
+            done = Some(tenant);
         }
-        of(|progress| progress.running -= 1);
     });
     let progress = shared.1.lock().expect("no panic");
     assert_eq!((progress.done, progress.running), (3, 0));
@@ -294,6 +340,11 @@ impl Progress {
     fn start(&mut self) {
         self.running += 1;
         self.peak = self.peak.max(self.running);
+    }
+
+    fn end(&mut self) {
+        self.running -= 1;
+        self.done += 1;
     }
 }
 

@@ -29,7 +29,6 @@ use jiff::Timestamp;
 use keybroker::clock;
 use keybroker::clock::Manual;
 use keybroker::directory;
-use keybroker::kms;
 use keybroker::message;
 use keybroker::message::Message;
 use keybroker::metrics;
@@ -57,6 +56,9 @@ use shuttle::scheduler::ReplayScheduler;
     reason = "without the usual harness its unit tests are left out, and their helpers unused"
 )]
 mod datakeys;
+#[allow(dead_code, reason = "some of it is for others")]
+#[path = "../../src/kms/guarded/fair.rs"]
+mod fair;
 #[path = "../support/figures.rs"]
 mod figures;
 #[path = "../support/scale.rs"]
@@ -74,6 +76,12 @@ use world::Ledger;
 use world::Mood;
 use world::Place;
 use world::Sealed;
+
+mod kms {
+    pub use keybroker::kms::*;
+
+    pub(crate) use crate::fair::Fair;
+}
 
 /// The library's, but for randomness that a replay repeats.
 mod crypto {

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use crate::name::TenantId;
 
 /// Items by tenant.
-pub(super) struct Fair<T> {
+pub(crate) struct Fair<T> {
     flows: HashMap<TenantId, Flow<T>>,
     /// The flows with something in them, the next one first.
     heads: BTreeMap<Head, TenantId>,
@@ -44,13 +44,13 @@ impl<T> Default for Fair<T> {
 
 impl<T> Fair<T> {
     /// How many items wait.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.length
     }
 
     /// Adds an item of `tenant`, whose weight this is. No other item has its `number`; those of a
     /// tenant are handed out in their numbers' order.
-    pub(super) fn push(&mut self, tenant: &TenantId, weight: u32, number: u64, item: T) {
+    pub(crate) fn push(&mut self, tenant: &TenantId, weight: u32, number: u64, item: T) {
         let now = self.now;
         let flow = self.flows.entry(tenant.clone()).or_insert_with(|| Flow {
             waiting: BTreeMap::new(),
@@ -71,7 +71,7 @@ impl<T> Fair<T> {
     }
 
     /// Hands out the next item of a tenant that `may` have one.
-    pub(super) fn pop(&mut self, may: impl Fn(&TenantId) -> bool) -> Option<T> {
+    pub(crate) fn pop(&mut self, may: impl Fn(&TenantId) -> bool) -> Option<T> {
         let (head, tenant) = self.heads.iter().find(|(_, tenant)| may(tenant))?;
         let (head, tenant) = (*head, tenant.clone());
         let flow = self.flows.get_mut(&tenant)?;
@@ -93,7 +93,7 @@ impl<T> Fair<T> {
     }
 
     /// Takes the item with this number of `tenant` out, if it still waits.
-    pub(super) fn remove(&mut self, tenant: &TenantId, number: u64) -> Option<T> {
+    pub(crate) fn remove(&mut self, tenant: &TenantId, number: u64) -> Option<T> {
         let flow = self.flows.get_mut(tenant)?;
         let item = flow.waiting.remove(&number)?;
         self.length -= 1;
@@ -107,7 +107,7 @@ impl<T> Fair<T> {
     }
 
     /// Takes out the items for which `chosen` holds, with their numbers.
-    pub(super) fn take(&mut self, chosen: impl Fn(&T) -> bool) -> Vec<(u64, T)> {
+    pub(crate) fn take(&mut self, chosen: impl Fn(&T) -> bool) -> Vec<(u64, T)> {
         let mut places = Vec::new();
         for (tenant, flow) in &self.flows {
             let found = flow.waiting.iter().filter(|(_, item)| chosen(item));
@@ -120,7 +120,7 @@ impl<T> Fair<T> {
     }
 
     /// How many items would be handed out before one more of `tenant`, if no others came.
-    pub(super) fn before(&self, tenant: &TenantId, weight: u32) -> usize {
+    pub(crate) fn before(&self, tenant: &TenantId, weight: u32) -> usize {
         let (mut mine, mut own) = (self.now, 0);
         if let Some(flow) = self.flows.get(tenant) {
             own = flow.waiting.len();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use keybroker::kms;
 use keybroker::metrics::Retirement;
+use tokio::sync::mpsc;
 
 use super::in_table;
 use super::limited;
@@ -14,6 +15,7 @@ use crate::harness::Broker;
 use crate::harness::WEB;
 use crate::harness::reason;
 use crate::harness::rpcs::encrypt;
+use crate::harness::soon;
 use crate::harness::until;
 
 /// Past every soft limit of five minutes, and before the hard one.
@@ -105,9 +107,32 @@ async fn a_successor_that_is_not_to_be_had_leaves_the_key_to_its_hard_limit() {
 }
 
 #[tokio::test]
-async fn only_so_many_successors_are_fetched_at_once() {
+async fn a_successor_gives_way_to_callers_until_its_own_are_about_to_wait() {
+    for (step, urgent) in [(1, false), (98, true)] {
+        let (start, clock) = on_a_clock();
+        let broker = start.await;
+        let mut web = broker.caller(WEB).await;
+        use_for(&mut web, &clock, 200).await;
+        let (told, mut calls) = mpsc::unbounded_channel();
+        broker.kms.rule(move |call| {
+            told.send(call.urgent).unwrap();
+            Ok(())
+        });
+        for _ in 0..99 / step {
+            clock.advance(Duration::from_secs(step));
+            web.encrypt(encrypt("keys/orders", "x")).await.unwrap();
+            if broker.kms_calls() > 1 {
+                break;
+            }
+        }
+        assert_eq!(soon(calls.recv()).await, Some(urgent));
+    }
+}
+
+#[tokio::test]
+async fn only_so_many_successors_of_a_tenant_are_fetched_at_once() {
     let (start, clock) = on_a_clock();
-    let broker = start.with(|setup| setup.cache.refreshes = 2).await;
+    let broker = start.with(|setup| setup.cache.refreshes = 8).await;
     let mut web = broker.caller(WEB).await;
     let tables: Vec<String> = (0..10).map(|table| table.to_string()).collect();
     for second in [0, 50, 100, 150, 200] {

@@ -59,6 +59,8 @@ pub struct Call<'a> {
     pub key: String,
     /// With which context.
     pub context: &'a EncryptionContext,
+    /// Whether it is made for callers who wait, or are about to.
+    pub urgent: bool,
 }
 
 /// While it lives, calls that arrive wait.
@@ -176,6 +178,7 @@ impl FakeKms {
         operation: &'static str,
         key: &KeyRef,
         context: &EncryptionContext,
+        demand: &Demand,
     ) -> Result<(), Error> {
         self.arrived.send_modify(|arrived| *arrived += 1);
         let _open = self.gate.acquire().await.unwrap();
@@ -188,6 +191,7 @@ impl FakeKms {
                 operation,
                 key: key.to_string(),
                 context,
+                urgent: demand.is_urgent(),
             }),
         }
     }
@@ -199,10 +203,10 @@ impl Kms for FakeKms {
         &self,
         key: &KeyRef,
         context: &EncryptionContext,
-        _: &Demand,
+        demand: &Demand,
     ) -> Result<DataKey, Error> {
         self.generated.fetch_add(1, Ordering::SeqCst);
-        self.arrive("GenerateDataKey", key, context).await?;
+        self.arrive("GenerateDataKey", key, context, demand).await?;
         let plaintext = Secret::random().unwrap();
         Ok(DataKey {
             wrapped: self.wrap(key, &plaintext, context),
@@ -216,9 +220,9 @@ impl Kms for FakeKms {
         key: &KeyRef,
         plaintext: &Secret<DATA_KEY>,
         context: &EncryptionContext,
-        _: &Demand,
+        demand: &Demand,
     ) -> Result<Wrapped, Error> {
-        self.arrive("Encrypt", key, context).await?;
+        self.arrive("Encrypt", key, context, demand).await?;
         Ok(Wrapped {
             wrapped: self.wrap(key, plaintext, context),
             request_id: Some(format!("request-{}", self.calls())),
@@ -230,10 +234,10 @@ impl Kms for FakeKms {
         key: &KeyRef,
         wrapped: &EncryptedDataKey,
         context: &EncryptionContext,
-        _: &Demand,
+        demand: &Demand,
     ) -> Result<Unwrapped, Error> {
         self.opened.fetch_add(1, Ordering::SeqCst);
-        self.arrive("Decrypt", key, context).await?;
+        self.arrive("Decrypt", key, context, demand).await?;
         if !key.claims(wrapped) {
             return Err(Error::IncorrectKey);
         }
@@ -268,10 +272,10 @@ impl Kms for FakeKms {
         operation: KmsOperation,
         key: &KeyRef,
         context: &EncryptionContext,
-        _: &Demand,
+        demand: &Demand,
     ) -> Result<(), Error> {
         self.rehearsed.fetch_add(1, Ordering::SeqCst);
-        self.arrive(operation.label(), key, context).await
+        self.arrive(operation.label(), key, context, demand).await
     }
 }
 
