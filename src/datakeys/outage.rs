@@ -93,6 +93,8 @@ pub(super) async fn watch(
 /// Fails when `key` does not answer.
 async fn look(upstream: &Upstream, key: &KeyRef) -> Result<(), kms::Error> {
     match upstream.describe(key).await {
+        // It was not asked, or is there and has no room, or nobody can read what it said.
+        Err(kms::Error::Crowded { .. } | kms::Error::Invalid(_) | kms::Error::Throttled) => Ok(()),
         Err(error) if !error.is_refusal() => {
             upstream.outages.note(key, upstream.clock.now());
             Err(error)
