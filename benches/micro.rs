@@ -177,7 +177,7 @@ fn cache_hit(criterion: &mut Criterion) {
 /// What counting adds to a cache hit.
 fn count(criterion: &mut Criterion) {
     let telemetry = Telemetry::new();
-    let metrics = Metrics::new(&telemetry.meter());
+    let metrics = telemetry.metrics();
     let tally = metrics.tenant("acme");
     criterion.bench_function("count a hit", |bencher| {
         bencher.iter(|| {

@@ -224,6 +224,12 @@ impl Notes {
         self.lock().failure.is_some()
     }
 
+    /// Why the call fails, as its record says; empty where it does not.
+    pub fn reason(&self) -> &'static str {
+        let record = self.lock();
+        record.failure.as_ref().map_or("", |failure| failure.reason)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Record> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -6,6 +6,7 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `binding` | what a request says of a message besides its content |
+//! | `deciding` | whether the caller may use a key |
 //! | `sealing`, `opening` | from there over the permit to the data key |
 //! | `batch`, `stream` | several messages in one call, and those of any length |
 //! | `admin`, `receipt` | what operators do to tenants, and which brokers have confirmed it |
@@ -17,6 +18,7 @@
 mod admin;
 mod batch;
 mod binding;
+mod deciding;
 mod explain;
 mod grants;
 mod keys;

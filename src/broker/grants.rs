@@ -137,8 +137,8 @@ impl Call<'_> {
         let grants = &self.broker.grants;
         let (name, id) = (permit.key().name(), basis.id());
         // In a box: what every call would carry along for it has 16 KiB.
-        let confirmed = Box::pin(grants.store.confirm_grant(name, &id, uses));
-        match confirmed.await? {
+        let confirmed = Box::pin(grants.store.confirm_grant(name, &id, uses)).await;
+        match confirmed.inspect_err(|_| self.broker.metrics().undecided())? {
             true => Ok(Confirmed::Yes),
             // A token alone would tell of it again.
             false if basis.is_told() => Err(Denied::NoStatement.into()),

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use crate::broker::Call;
 use crate::broker::binding::invalid;
-use crate::broker::binding::refusal;
 use crate::broker::binding::tokens_bound;
 use crate::directory::Key;
 use crate::error::Error;
@@ -37,10 +36,10 @@ impl Call<'_> {
         tokens_bound(tokens)?;
         let name = self.key_name("name", name)?;
         self.notes.add(|record| record.key = Some(name.clone()));
-        let (key, rule) = self
-            .policy
-            .authorize_describe(&self.caller, &name, self.backing(tokens))
-            .map_err(|refused| refusal(refused, Action::Decrypt))?;
+        let (key, rule) = self.decide(Action::Decrypt, || {
+            let backing = self.backing(tokens);
+            self.policy.authorize_describe(&self.caller, &name, backing)
+        })?;
         self.note_rule(&rule);
         Ok(Visible {
             key: Arc::clone(key),

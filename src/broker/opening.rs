@@ -120,13 +120,15 @@ impl Call<'_> {
         header: &EncryptionContext,
     ) -> Result<Permit, Refused> {
         let Request { action, from, name } = request;
-        self.policy.authorize_open(
-            &self.caller,
-            action,
-            name,
-            header,
-            &from.context,
-            self.backing(&from.tokens),
-        )
+        self.decided(|| {
+            self.policy.authorize_open(
+                &self.caller,
+                action,
+                name,
+                header,
+                &from.context,
+                self.backing(&from.tokens),
+            )
+        })
     }
 }

@@ -5,7 +5,6 @@ use crate::broker::Binding;
 use crate::broker::Call;
 use crate::broker::binding::Fields;
 use crate::broker::binding::bound;
-use crate::broker::binding::refusal;
 use crate::broker::grants::Confirmed;
 use crate::datakeys::Reserved;
 use crate::error::Error;
@@ -36,16 +35,15 @@ impl Call<'_> {
         name: &KeyName,
         to: &Binding,
     ) -> Result<Permit, Error> {
-        let permit = self
-            .policy
-            .authorize_seal(
+        let permit = self.decide(action, || {
+            self.policy.authorize_seal(
                 &self.caller,
                 action,
                 name,
                 &to.context,
                 self.backing(&to.tokens),
             )
-            .map_err(|refused| refusal(refused, action))?;
+        })?;
         self.check_freshness(&permit)?;
         Ok(permit)
     }

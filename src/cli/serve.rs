@@ -48,7 +48,6 @@ use crate::kms::Guarded;
 use crate::kms::aws::Aws;
 use crate::kms::local::Purpose;
 use crate::mem;
-use crate::metrics::Metrics;
 use crate::policy::Policy;
 use crate::quota::Quotas;
 use crate::store;
@@ -107,7 +106,7 @@ impl Broking {
             ));
         }
         let telemetry = Telemetry::from_environment();
-        let metrics = Metrics::new(&telemetry.meter());
+        let metrics = telemetry.metrics();
         metrics.loaded(clock.wall());
         let sink =
             Sink::open(&config.audit, metrics.clone()).map_err(|error| Failure::config(&error))?;

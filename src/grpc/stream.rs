@@ -44,6 +44,8 @@ use crate::grpc::status::of_tonic;
 use crate::grpc::status::status;
 use crate::grpc::trace::answered;
 use crate::grpc::witness::Passage;
+use crate::grpc::witness::Timed;
+use crate::metrics::CallTally;
 use crate::quota;
 use crate::trace::Span;
 
@@ -59,6 +61,9 @@ pub(super) struct Lasting {
     pub(super) id: Uuid,
     /// Lasts as long.
     pub(super) span: Span,
+    /// When the call began, and where it is counted.
+    pub(super) began: Instant,
+    pub(super) tally: Arc<CallTally>,
     /// True when that is accepted; without a sender when it never will be.
     pub(super) opened: watch::Receiver<bool>,
     /// When the client wants it over.
@@ -197,7 +202,9 @@ impl<S: Stream> Lane<S> {
         let mut opened = self.watch.lasting.opened.clone();
         // Err: the record of its beginning was not accepted, so nothing of it ever was.
         opened.wait_for(|opened| *opened).await.ok()?;
-        let entry = self.watch.lasting.audit.begin();
+        let lasting = &self.watch.lasting;
+        let timed = Timed::since(lasting.began, Arc::clone(&lasting.tally));
+        let entry = lasting.audit.begin();
         let notes = entry.notes();
         let begun = self.watch.passage.notes.record();
         notes.add(|record| *record = begun);
@@ -232,8 +239,10 @@ impl<S: Stream> Lane<S> {
             Ok(()) => error,
             Err(unavailable) => Some(unavailable.into()),
         };
+        let reason = error.as_ref().map_or("", Error::reason);
         let status = error.map(|error| status(&error, &self.watch.passage.request_id));
         answered(&self.watch.lasting.span, &notes, status.as_ref());
+        timed.answered(status.as_ref(), || reason);
         Some(status.map_or(Ok(()), Err))
     }
 

@@ -2,34 +2,25 @@
 
 use http::HeaderMap;
 use http::HeaderName;
-use tonic::Code;
 use tonic::Status;
 
 use crate::audit::Cache;
 use crate::audit::Notes;
-use crate::grpc::pb::key_broker_service_server::SERVICE_NAME;
-use crate::grpc::witness::Rpc;
 use crate::grpc::witness::text;
+use crate::metrics::CallOutcome;
+use crate::metrics::Code;
 use crate::trace;
 use crate::trace::Fault;
 use crate::trace::Parent;
 use crate::trace::Span;
 use crate::trace::Tracer;
 
-/// Begins the span of a call of `rpc`, if it is to have one, and tells which trace the call belongs
+/// Begins the span of a call of `method`, if it is to have one, and tells which trace the call belongs
 /// to.
-pub(super) fn begin(
-    tracer: &Tracer,
-    rpc: Option<&Rpc>,
-    headers: &HeaderMap,
-) -> (Span, Option<String>) {
+pub(super) fn begin(tracer: &Tracer, method: &str, headers: &HeaderMap) -> (Span, Option<String>) {
     let parent = text(headers, &TRACEPARENT).and_then(Parent::parse);
     let state = || headers.get(&TRACESTATE)?.to_str().ok();
-    let method = || match rpc {
-        Some(rpc) => format!("{SERVICE_NAME}/{}", rpc.name),
-        None => "_OTHER".to_owned(),
-    };
-    let span = tracer.call(parent.as_ref(), state, method);
+    let span = tracer.call(parent.as_ref(), state, || method.to_owned());
     let trace_id = match parent {
         Some(parent) => Some(parent.trace_id().to_owned()),
         None => span.trace_id(),
@@ -48,30 +39,34 @@ pub(super) fn answered(span: &Span, notes: &Notes, status: Option<&Status>) {
     span.note(trace::CACHE, record.cache.map(Cache::name));
     let reason = record.failure.map(|failure| failure.reason);
     span.note(trace::REASON, reason);
-    let (name, fault) = of(status.map_or(Code::Ok, Status::code));
-    span.answered(name, fault);
+    let code = status.map_or(Code::Ok, |status| code(status.code()));
+    let fault = match code.outcome() {
+        CallOutcome::Failed => Fault::Own,
+        CallOutcome::Abandoned | CallOutcome::Done | CallOutcome::Refused => Fault::None,
+    };
+    span.answered(code.label(), fault);
 }
 
-/// The name of `code`, and whether it tells of a fault of the server's.
-fn of(code: Code) -> (&'static str, Fault) {
+/// As it is counted and told.
+pub(super) fn code(code: tonic::Code) -> Code {
     match code {
-        Code::Aborted => ("ABORTED", Fault::None),
-        Code::AlreadyExists => ("ALREADY_EXISTS", Fault::None),
-        Code::Cancelled => ("CANCELLED", Fault::None),
-        Code::DataLoss => ("DATA_LOSS", Fault::Own),
-        Code::DeadlineExceeded => ("DEADLINE_EXCEEDED", Fault::Own),
-        Code::FailedPrecondition => ("FAILED_PRECONDITION", Fault::None),
-        Code::Internal => ("INTERNAL", Fault::Own),
-        Code::InvalidArgument => ("INVALID_ARGUMENT", Fault::None),
-        Code::NotFound => ("NOT_FOUND", Fault::None),
-        Code::Ok => ("OK", Fault::None),
-        Code::OutOfRange => ("OUT_OF_RANGE", Fault::None),
-        Code::PermissionDenied => ("PERMISSION_DENIED", Fault::None),
-        Code::ResourceExhausted => ("RESOURCE_EXHAUSTED", Fault::None),
-        Code::Unauthenticated => ("UNAUTHENTICATED", Fault::None),
-        Code::Unavailable => ("UNAVAILABLE", Fault::Own),
-        Code::Unimplemented => ("UNIMPLEMENTED", Fault::Own),
-        Code::Unknown => ("UNKNOWN", Fault::Own),
+        tonic::Code::Aborted => Code::Aborted,
+        tonic::Code::AlreadyExists => Code::AlreadyExists,
+        tonic::Code::Cancelled => Code::Cancelled,
+        tonic::Code::DataLoss => Code::DataLoss,
+        tonic::Code::DeadlineExceeded => Code::DeadlineExceeded,
+        tonic::Code::FailedPrecondition => Code::FailedPrecondition,
+        tonic::Code::Internal => Code::Internal,
+        tonic::Code::InvalidArgument => Code::InvalidArgument,
+        tonic::Code::NotFound => Code::NotFound,
+        tonic::Code::Ok => Code::Ok,
+        tonic::Code::OutOfRange => Code::OutOfRange,
+        tonic::Code::PermissionDenied => Code::PermissionDenied,
+        tonic::Code::ResourceExhausted => Code::ResourceExhausted,
+        tonic::Code::Unauthenticated => Code::Unauthenticated,
+        tonic::Code::Unavailable => Code::Unavailable,
+        tonic::Code::Unimplemented => Code::Unimplemented,
+        tonic::Code::Unknown => Code::Unknown,
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod headers;
 mod rpc;
+mod timed;
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -47,6 +48,7 @@ use crate::grpc::stream::Lasting;
 use crate::grpc::trace::answered;
 use crate::grpc::trace::begin;
 use crate::identity::Session;
+use crate::metrics::CallTally;
 use crate::metrics::Shed;
 use crate::quota;
 use crate::trace::Span;
@@ -56,6 +58,7 @@ pub(super) use headers::text;
 pub(super) use rpc::Contract;
 pub(super) use rpc::Rpc;
 pub(super) use rpc::Work;
+pub(super) use timed::Timed;
 
 use headers::REQUEST_ID;
 use headers::allowed;
@@ -100,6 +103,8 @@ struct Inner {
     open: Routes,
     /// By path, exactly: nothing that only looks like one of them gets past here.
     methods: HashMap<String, Method>,
+    /// Of calls of no method of these.
+    other: Arc<CallTally>,
     audit: Arc<Audit>,
     tracer: Tracer,
     clock: Arc<dyn Clock>,
@@ -119,10 +124,12 @@ impl Witness {
         clock: Arc<dyn Clock>,
         bounds: Bounds,
     ) -> Self {
+        let other = broker.metrics().calls(OTHER);
         Self(Arc::new(Inner {
             broker,
             open,
             methods,
+            other,
             audit,
             tracer,
             clock,
@@ -153,11 +160,14 @@ impl Witness {
             Some(Method::Ours(rpc)) => Some(rpc),
             None => None,
         };
+        let tally = rpc.map_or(&inner.other, |rpc| &rpc.tally);
+        let began = Instant::now();
+        let timed = Timed::since(began, &**tally);
         let home = tokio::task::try_id();
         let entry = inner.audit.begin();
         let notes = entry.notes();
         let request_id = request_id(request.headers(), || entry.id());
-        let (span, trace_id) = begin(&inner.tracer, rpc, request.headers());
+        let (span, trace_id) = begin(&inner.tracer, tally.method(), request.headers());
         notes.add(|record| {
             introduce(record, rpc, connection, request.headers(), &request_id);
             record.trace_id = trace_id;
@@ -168,7 +178,9 @@ impl Witness {
             request_id: &request_id,
             id: entry.id(),
             span: &span,
-            until: Instant::now() + patience(request.headers()),
+            began,
+            tally,
+            until: began + patience(request.headers()),
         };
         let pass = AssertUnwindSafe(inner.pass(connection, rpc, request, &opened));
         let outcome = match tokio::time::timeout_at(opened.until, pass.catch_unwind()).await {
@@ -201,13 +213,22 @@ impl Witness {
             entry.finish().await
         };
         match (recorded, begun) {
-            (Ok(()), None) => answered(&span, &notes, response_status(&response)),
+            (Ok(()), None) => {
+                let status = response_status(&response);
+                answered(&span, &notes, status);
+                timed.answered(status, || notes.reason());
+            }
             // It says itself what it comes to.
-            (Ok(()), Some(begun)) => _ = begun.send_replace(true),
+            (Ok(()), Some(begun)) => {
+                timed.leave();
+                begun.send_replace(true);
+            }
             // The record is lost, so the answer must be too.
             (Err(unavailable), _) => {
-                let status = status(&unavailable.into(), &request_id);
+                let error = Error::from(unavailable);
+                let status = status(&error, &request_id);
                 answered(&span, &notes, Some(&status));
+                timed.answered(Some(&status), || error.reason());
                 response = status.into_http();
             }
         }
@@ -249,6 +270,8 @@ struct Opened<'a> {
     /// The record's.
     id: Uuid,
     span: &'a Span,
+    began: Instant,
+    tally: &'a Arc<CallTally>,
     /// When the call ends, whatever it has come to.
     until: Instant,
 }
@@ -296,6 +319,8 @@ impl Inner {
             )),
             id: call.id,
             span: call.span.clone(),
+            began: call.began,
+            tally: Arc::clone(call.tally),
             opened,
             // One that is out of reach is none.
             deadline: allowed(headers).and_then(|allowed| Instant::now().checked_add(allowed)),
@@ -436,3 +461,6 @@ fn held_back(id: Uuid, mean: Duration) -> Duration {
     let (_, low) = id.as_u64_pair();
     mean / 2 + mean * u32::try_from(low % 64).unwrap_or_default() / 64
 }
+
+/// What calls of a method that there is not are counted as: OpenTelemetry's word.
+const OTHER: &str = "_OTHER";

@@ -344,6 +344,30 @@ impl Reload {
     }
 }
 
+/// What was decided about a caller and a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// The caller may.
+    Allow,
+    /// The caller may not, or the key's tenant is suspended.
+    Deny,
+    /// The caller may use the key, but not with this context or for this message.
+    Invalid,
+}
+
+impl Decision {
+    pub(super) const ALL: [Self; 3] = [Self::Allow, Self::Deny, Self::Invalid];
+
+    /// The value of the label `decision`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+            Self::Invalid => "invalid",
+        }
+    }
+}
+
 /// Whether requests for a KMS key are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Circuit {

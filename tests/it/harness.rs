@@ -349,7 +349,7 @@ impl Broker {
         let policy = Policy::new(Arc::new(directory), Arc::new(rules)).unwrap();
         let fake = Arc::new(FakeKms::new());
         let telemetry = Telemetry::new();
-        let metrics = Metrics::new(&telemetry.meter());
+        let metrics = telemetry.metrics();
         let mut kms = setup.kms.unwrap_or_else(|| fake.clone());
         if let Some(config) = &setup.guard {
             kms = Arc::new(Guarded::new(kms, config, metrics.clone(), Tracer::off()).unwrap());

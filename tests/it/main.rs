@@ -21,6 +21,7 @@ mod aws;
 mod batch;
 mod bodies;
 mod cache;
+mod calls;
 mod checksums;
 mod ciphertexts;
 mod cli;

@@ -44,7 +44,7 @@ pub(super) fn methods(broker: &Arc<Broker>, listen: &listener::Config) -> HashMa
     };
     let usual = ours(MAX_MESSAGE);
     let batch = ours(MAX_BATCH);
-    let rpc = |service: &ServiceDescriptorProto, method: &MethodDescriptorProto| {
+    let rpc = |path: &str, service: &ServiceDescriptorProto, method: &MethodDescriptorProto| {
         let ((service, limit), answer, work) = match method.name() {
             _ if service.name() == "AdminService" => (&admin, MAX_PAGE, Work::Control),
             _ if service.name() == "GrantService" => (&grants, MAX_PAGE, Work::Short),
@@ -55,6 +55,7 @@ pub(super) fn methods(broker: &Arc<Broker>, listen: &listener::Config) -> HashMa
         };
         Method::Ours(Rpc {
             name: method.name().into(),
+            tally: broker.metrics().calls(path),
             service: service.clone(),
             limit: *limit,
             answer,
@@ -65,21 +66,22 @@ pub(super) fn methods(broker: &Arc<Broker>, listen: &listener::Config) -> HashMa
     let mut methods = HashMap::new();
     let mut enter =
         |descriptors: &[u8],
-         kind: &dyn Fn(&ServiceDescriptorProto, &MethodDescriptorProto) -> Method| {
+         kind: &dyn Fn(&str, &ServiceDescriptorProto, &MethodDescriptorProto) -> Method| {
             let descriptors = FileDescriptorSet::decode(descriptors)
                 .expect("descriptors are made with their code");
             for file in &descriptors.file {
                 for service in &file.service {
                     for method in &service.method {
                         let path =
-                            format!("/{}.{}/{}", file.package(), service.name(), method.name());
-                        methods.insert(path, kind(service, method));
+                            format!("{}.{}/{}", file.package(), service.name(), method.name());
+                        let method = kind(&path, service, method);
+                        methods.insert(format!("/{path}"), method);
                     }
                 }
             }
         };
     enter(pb::DESCRIPTORS, &rpc);
-    enter(tonic_health::pb::FILE_DESCRIPTOR_SET, &|_, _| {
+    enter(tonic_health::pb::FILE_DESCRIPTOR_SET, &|_, _, _| {
         Method::Health
     });
     if listen.reflection {
@@ -87,7 +89,7 @@ pub(super) fn methods(broker: &Arc<Broker>, listen: &listener::Config) -> HashMa
             tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
             tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
         ] {
-            enter(descriptors, &|_, _| Method::Reflection);
+            enter(descriptors, &|_, _, _| Method::Reflection);
         }
     }
     methods

@@ -9,11 +9,14 @@ use crate::grpc::pb::admin_service_server::AdminServiceServer;
 use crate::grpc::pb::grant_service_server::GrantServiceServer;
 use crate::grpc::pb::key_broker_service_server::KeyBrokerServiceServer;
 use crate::grpc::service::Service;
+use crate::metrics::CallTally;
 
 /// What the layer has to know of an RPC of the broker.
 pub(in crate::grpc) struct Rpc {
     /// The name without its service.
     pub(in crate::grpc) name: Arc<str>,
+    /// What its calls come to.
+    pub(in crate::grpc) tally: Arc<CallTally>,
     /// What serves it.
     pub(in crate::grpc) service: Contract,
     /// The longest request that it takes, in bytes.

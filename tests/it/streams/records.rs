@@ -9,6 +9,9 @@ use super::Encrypting;
 use super::decrypt_whole;
 use super::encrypt_whole;
 use super::text;
+use crate::calls::counted;
+use crate::calls::of;
+use crate::calls::watched;
 use crate::harness::Broker;
 use crate::harness::Refusal;
 use crate::harness::WEB;
@@ -167,4 +170,20 @@ async fn nothing_leaves_a_stream_that_is_not_on_record() {
         .data_keys()
         .purge(&keybroker::datakeys::Scope::All);
     soon(purge).await;
+}
+
+#[tokio::test]
+async fn a_stream_is_counted_once_at_its_end() {
+    let broker = watched().await;
+    let mut web = broker.caller(WEB).await;
+    let mut open = Encrypting::begin(&mut web, encrypt_start("keys/orders"))
+        .await
+        .unwrap();
+    open.answers.message().await.unwrap().unwrap();
+    assert_eq!(counted(&broker, "keybroker_operations_total").await, []);
+    open.finish().await.whole();
+    assert_eq!(
+        counted(&broker, "keybroker_operations_total").await,
+        [(of("EncryptStream", "done", ""), 1.0)]
+    );
 }
