@@ -45,6 +45,7 @@ pub use labels::Reload;
 pub use labels::Retirement;
 pub use labels::Shed;
 pub use labels::Warming;
+pub use overview::AuditOverview;
 pub use overview::Overview;
 pub use overview::RegionOverview;
 pub use overview::TenantOverview;

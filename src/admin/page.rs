@@ -1,6 +1,7 @@
 //! The status page: one page of HTML that a person reads, made anew for each request.
 
-use std::fmt::Display;
+mod html;
+
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -10,6 +11,14 @@ use crate::admin::history::Look;
 use crate::metrics::Lookups;
 use crate::metrics::RegionOverview;
 use crate::metrics::TenantOverview;
+
+use html::decimal;
+use html::dollars;
+use html::escaped;
+use html::list;
+use html::people;
+use html::rate;
+use html::table;
 
 /// What the page tells besides the numbers.
 pub(super) struct Facts {
@@ -28,6 +37,8 @@ pub(super) fn page(facts: &Facts, now: &Look, before: &Look) -> String {
     let body = [
         head(facts),
         cache(now, before, span),
+        audit(now, before, span),
+        store(now),
         regions(&now.overview.regions),
         tenants(now, before, span),
     ]
@@ -109,6 +120,42 @@ fn cache(now: &Look, before: &Look, span: Duration) -> String {
         ),
     ]);
     format!("<h2>Data-key cache</h2>\n{list}")
+}
+
+fn audit(now: &Look, before: &Look, span: Duration) -> String {
+    let (new, old) = (&now.overview.audits, &before.overview.audits);
+    let all = new.accepted + new.failed;
+    let state = match (new.degraded, all) {
+        (true, _) => "no sink takes records",
+        (false, 0) => "nothing yet",
+        (false, _) => "records are taken",
+    };
+    let list = list(&[
+        ("state", state.to_owned()),
+        (
+            "records accepted",
+            format!(
+                "{} ({})",
+                new.accepted,
+                rate(new.accepted, old.accepted, span)
+            ),
+        ),
+        ("not accepted", new.failed.to_string()),
+        ("missed by one of several sinks", new.missed.to_string()),
+    ]);
+    format!("<h2>Audit</h2>\n{list}")
+}
+
+fn store(now: &Look) -> String {
+    let overview = &now.overview;
+    let list = list(&[
+        ("last heard of", format!("{} s ago", overview.store_age)),
+        (
+            "tenants denied everything",
+            overview.tenants_refused.to_string(),
+        ),
+    ]);
+    format!("<h2>Store of tenants and grants</h2>\n{list}")
 }
 
 fn regions(regions: &[RegionOverview]) -> String {
@@ -193,32 +240,6 @@ fn tenants(now: &Look, before: &Look, span: Duration) -> String {
     }
 }
 
-fn list(items: &[(&str, String)]) -> String {
-    let items = items.iter();
-    let items: String = items
-        .map(|(name, value)| format!("<dt>{name}</dt><dd>{value}</dd>\n"))
-        .collect();
-    format!("<dl>\n{items}</dl>\n")
-}
-
-fn table<const N: usize>(
-    title: &str,
-    columns: [&str; N],
-    rows: impl Iterator<Item = [String; N]>,
-) -> String {
-    let head: String = columns.map(|name| format!("<th>{name}</th>")).concat();
-    let rows: String = rows
-        .map(|cells| {
-            let cells = cells.map(|cell| format!("<td>{cell}</td>")).concat();
-            format!("<tr>{cells}</tr>\n")
-        })
-        .collect();
-    match rows.is_empty() {
-        true => format!("<h2>{title}</h2>\n<p>nothing yet</p>\n"),
-        false => format!("<h2>{title}</h2>\n<table>\n<tr>{head}</tr>\n{rows}</table>\n"),
-    }
-}
-
 fn since(new: &Lookups, old: &Lookups) -> Lookups {
     Lookups {
         coalesced: new.coalesced - old.coalesced,
@@ -235,44 +256,6 @@ fn ratio(lookups: &Lookups) -> String {
         0 => "no look-ups".into(),
         all => format!("{:.2} %", 100.0 * decimal(hits) / decimal(all)),
     }
-}
-
-fn rate(new: u64, old: u64, span: Duration) -> String {
-    let seconds = span.as_secs_f64().max(1.0);
-    format!("{:.1} / s", decimal(new.saturating_sub(old)) / seconds)
-}
-
-/// What so many requests to AWS KMS cost.
-fn dollars(requests: u64) -> f64 {
-    decimal(requests) * 0.03 / 10_000.0
-}
-
-fn decimal(count: u64) -> f64 {
-    // Beyond 2^32 of anything, what is lost is not seen.
-    let high = u32::try_from(count >> 32).unwrap_or(u32::MAX);
-    let low = u32::try_from(count & u64::from(u32::MAX)).unwrap_or(u32::MAX);
-    f64::from(high) * 4_294_967_296.0 + f64::from(low)
-}
-
-fn people(span: Duration) -> String {
-    let (days, hours, minutes) = (
-        span.as_secs() / 86_400,
-        span.as_secs() / 3600 % 24,
-        span.as_secs() / 60 % 60,
-    );
-    match (days, hours) {
-        (0, 0) => format!("{minutes} min"),
-        (0, _) => format!("{hours} h {minutes} min"),
-        (_, _) => format!("{days} d {hours} h"),
-    }
-}
-
-fn escaped(text: impl Display) -> String {
-    let text = text.to_string();
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
 }
 
 /// Seconds after which a browser asks again.
@@ -296,6 +279,8 @@ mod tests {
 
     use super::*;
     use crate::admin::Status;
+    use crate::metrics::Audited;
+    use crate::metrics::Dependency;
     use crate::metrics::Lookup;
     use crate::metrics::Metrics;
 
@@ -327,6 +312,9 @@ mod tests {
             metrics.lookup(Lookup::Hit);
         }
         metrics.lookup(Lookup::Miss);
+        metrics.audited(Audited::Accepted, 70);
+        metrics.audited(Audited::Missed, 2);
+        metrics.store_age(Duration::from_secs(41));
         let page = page(&facts(), &look(10), &before);
         for part in [
             "<h1 class=\"degraded\">degraded <small>kms</small></h1>",
@@ -335,12 +323,34 @@ mod tests {
             "<dt>hit ratio</dt><dd>75.00 %</dd>",
             "1000050 (5.0 / s), US$3.00 at",
             "<tr><td>loud</td><td>5.0 / s</td><td>0.1 / s</td><td>50</td><td>1</td>",
+            "<dt>state</dt><dd>records are taken</dd>",
+            "<dt>records accepted</dt><dd>70 (7.0 / s)</dd>",
+            "<dt>missed by one of several sinks</dt><dd>2</dd>",
+            "<dt>last heard of</dt><dd>41 s ago</dd>",
             "nothing yet",
         ] {
             assert!(page.contains(part), "{part} is not in {page}");
         }
         let place = |name: &str| page.find(name).unwrap();
         assert!(place("<td>loud") < place("<td>quiet"));
+    }
+
+    #[test]
+    fn sinks_that_take_nothing_show_until_one_does() {
+        let metrics = Metrics::unread();
+        let look = || Look {
+            at: Instant::now(),
+            overview: metrics.overview(),
+        };
+        let state = |words: &str| {
+            let page = page(&facts(), &look(), &look());
+            assert!(page.contains(&format!("<dd>{words}</dd>")), "{page}");
+        };
+        metrics.audited(Audited::Failed, 1);
+        metrics.degraded(Dependency::Audit, true);
+        state("no sink takes records");
+        metrics.degraded(Dependency::Audit, false);
+        state("records are taken");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use crate::metrics::Audited;
+use crate::metrics::Dependency;
 use crate::metrics::KmsOperation;
 use crate::metrics::KmsOutcome;
 use crate::metrics::Lookups;
@@ -21,10 +23,28 @@ pub struct Overview {
     pub waiters: u64,
     /// Requests refused because they were over a limit.
     pub rate_limited: u64,
+    /// Audit records.
+    pub audits: AuditOverview,
+    /// How long ago the store was last asked and answered, in seconds.
+    pub store_age: u64,
+    /// Tenants that are denied everything, because what the store has of them is not usable.
+    pub tenants_refused: u64,
     /// Those that have called, in no order.
     pub tenants: Vec<TenantOverview>,
     /// Those that were called, in no order.
     pub regions: Vec<RegionOverview>,
+}
+
+/// What is seen of the audit trail.
+pub struct AuditOverview {
+    /// Records that a sink has.
+    pub accepted: u64,
+    /// Records that none has, or none in time.
+    pub failed: u64,
+    /// Records that one of several sinks will never have.
+    pub missed: u64,
+    /// Whether no sink takes records at present.
+    pub degraded: bool,
 }
 
 /// What is seen of a tenant.
@@ -93,6 +113,14 @@ impl Overview {
             cache_bytes: values.cache_bytes.load(Relaxed),
             waiters: values.waiters.load(Relaxed),
             rate_limited: limited.into_iter().sum(),
+            audits: AuditOverview {
+                accepted: metrics.audits(Audited::Accepted),
+                failed: metrics.audits(Audited::Failed),
+                missed: metrics.audits(Audited::Missed),
+                degraded: values.degraded(Dependency::Audit).load(Relaxed) != 0,
+            },
+            store_age: values.store_age.load(Relaxed),
+            tenants_refused: values.tenants_refused.load(Relaxed),
             tenants: tenants
                 .filter(|one| one.kms_calls_avoided + one.kms_calls > 0)
                 .collect(),
