@@ -43,7 +43,7 @@ fn main() -> ExitCode {
         file: Some(path.clone()),
         ..audit::Config::default()
     };
-    let sink = Sink::open(&config, Metrics::unread()).unwrap();
+    let sink = Sink::open(&config, None, Metrics::unread()).unwrap();
     let trail = Audit::new(sink, Arc::new(System));
     let note = record::record();
     let runtime = tokio::runtime::Runtime::new().unwrap();

@@ -274,7 +274,7 @@ fn audit(criterion: &mut Criterion) {
         ("hand over", Sink::to(io::sink())),
         (
             "hand over to a file",
-            Sink::open(&file, Metrics::unread()).unwrap(),
+            Sink::open(&file, None, Metrics::unread()).unwrap(),
         ),
     ] {
         let trail = Audit::new(sink, Arc::new(System));

@@ -35,14 +35,17 @@ use self::id::Ids;
 use self::queue::Ask;
 use crate::clock::Clock;
 
+pub use config::Address;
 pub use config::Config;
 pub use config::Mode;
+pub use config::NoAddress;
 pub use json::Names;
 pub use json::Values;
 pub use key::KeyError;
 pub use link::Hash;
 pub use link::NoHash;
 pub use link::Place;
+pub use out::Collector;
 pub use record::Cache;
 pub use record::Category;
 pub use record::Failure;

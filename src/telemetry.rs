@@ -4,11 +4,15 @@
 
 mod export;
 mod histograms;
+mod plain;
+mod records;
+mod route;
 mod variables;
 
 use std::time::Duration;
 
 use opentelemetry::metrics::MeterProvider as _;
+use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::MeterProviderBuilder;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
@@ -16,12 +20,15 @@ use prometheus::Registry;
 use prometheus::TextEncoder;
 use tokio::task::JoinSet;
 
+use crate::audit::Address;
 use crate::metrics::Metrics;
 use crate::metrics::Timings;
 use crate::trace::Tracer;
 
+pub use records::Records;
+pub use variables::Misset;
+
 use histograms::Histograms;
-use variables::Misset;
 use variables::Variables;
 
 /// The one collector of a process. Cheap to clone.
@@ -30,6 +37,7 @@ pub struct Telemetry {
     provider: SdkMeterProvider,
     registry: Registry,
     timings: Timings,
+    resource: Resource,
     tracer: Tracer,
     /// None where no spans are made.
     spans: Option<SdkTracerProvider>,
@@ -55,6 +63,7 @@ impl Telemetry {
             provider: builder.build(),
             registry,
             timings,
+            resource: Resource::builder_empty().build(),
             tracer: Tracer::off(),
             spans: None,
         }
@@ -66,7 +75,7 @@ impl Telemetry {
     /// # Panics
     /// Outside of a Tokio runtime, which carries what is exported.
     pub fn from_environment() -> Self {
-        let variables = Variables(|name: &str| std::env::var(name).ok());
+        let variables = environment();
         let resource = export::resource(variables.get("OTEL_SERVICE_NAME"));
         let timings = Timings::default();
         let (builder, registry) = Self::builder(&timings);
@@ -75,11 +84,13 @@ impl Telemetry {
             Some(reader) => builder.with_reader(reader),
             None => builder,
         };
-        let (spans, tracer) = wanted("spans", export::spans(&variables, resource)).unzip();
+        let spans = export::spans(&variables, resource.clone());
+        let (spans, tracer) = wanted("spans", spans).unzip();
         Self {
             provider: builder.build(),
             registry,
             timings,
+            resource,
             tracer: tracer.unwrap_or_default(),
             spans,
         }
@@ -108,6 +119,14 @@ impl Telemetry {
     /// Makes the spans that are exported here.
     pub fn tracer(&self) -> Tracer {
         self.tracer.clone()
+    }
+
+    /// Sends audit records to the collector at `address`.
+    ///
+    /// # Errors
+    /// [`Misset`], for whatever the environment says about logs that can't be had.
+    pub fn records(&self, address: &Address) -> Result<Records, Misset> {
+        Records::new(&environment(), address, &self.resource)
     }
 
     /// Exports what is left, and no more after that. A collector that does not take it holds this up
@@ -145,6 +164,10 @@ impl Default for Telemetry {
     fn default() -> Self {
         Self::new()
     }
+}
+
+fn environment() -> Variables<impl Fn(&str) -> Option<String>> {
+    Variables(|name: &str| std::env::var(name).ok())
 }
 
 /// What is exported, unless it is asked for wrongly.

@@ -62,7 +62,7 @@ const HOMES: [(&str, &[&str]); 15] = [
     ("prometheus", &["telemetry"]),
     ("rcgen", &["cli/dev"]),
     ("sqlx", &["store"]),
-    ("tonic*", &["grpc"]),
+    ("tonic*", &["grpc", "telemetry"]),
     ("x509_parser", &["identity", "grpc/tls"]),
 ];
 

@@ -13,8 +13,10 @@ use crate::strict::OutOfBounds;
 pub struct Config {
     /// The file to append to, made with mode 0600 if absent.
     pub file: Option<PathBuf>,
-    /// Whether they go to standard output beside the file; without a file they do so anyway.
+    /// Whether they go to standard output beside the others; without any other they do so anyway.
     pub stdout: bool,
+    /// The collector that they go to as logs, over OTLP.
+    pub otlp: Option<Address>,
     /// What becomes of a call whose record nobody takes.
     pub mode: Mode,
     /// The key that signs records, made if absent; beside the file when not set, and without a
@@ -37,11 +39,45 @@ pub enum Mode {
     Required,
 }
 
+/// Where a collector listens: `http://` or `https://`, a host, and as a rule a port.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Address(String);
+
+/// A text is no [`Address`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not the address of a collector: write https://HOST:4317, with no path and no user")]
+pub struct NoAddress;
+
+impl Address {
+    /// As it was written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for Address {
+    type Error = NoAddress;
+
+    fn try_from(text: String) -> Result<Self, NoAddress> {
+        let host = ["http://", "https://"]
+            .into_iter()
+            .find_map(|scheme| text.strip_prefix(scheme));
+        let host = host.map(|host| host.strip_suffix('/').unwrap_or(host));
+        let plain = |host: &str| !host.is_empty() && !host.contains(['/', '@', '?', '#', ' ']);
+        match host.is_some_and(plain) {
+            true => Ok(Self(text)),
+            false => Err(NoAddress),
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
             file: None,
             stdout: false,
+            otlp: None,
             mode: Mode::Required,
             signing_key: None,
             rotate_size: None,

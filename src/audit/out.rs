@@ -1,4 +1,4 @@
-//! What takes lots: a stream of bytes, or a file. A lot that was taken in part is gone on with, so
+//! What takes lots: a stream of bytes, a file, or a collector. A lot that was taken in part is gone on with, so
 //! that nothing is torn and nothing is missing.
 
 use std::io;
@@ -17,6 +17,27 @@ impl<W: Write + Send> Out for Stream<W> {
     fn write(&mut self, lot: &[u8], done: &mut usize) -> io::Result<()> {
         write(&mut self.0, lot, done)?;
         self.0.flush()
+    }
+}
+
+/// Takes records somewhere else.
+pub trait Collector: Send {
+    /// Hands over `lines`, whole records each with a newline at its end, and returns when all of
+    /// them are acknowledged. May block, but not for ever.
+    ///
+    /// # Errors
+    /// When they are not: some may have arrived all the same, and all are handed over again.
+    fn take(&mut self, lines: &[u8]) -> io::Result<()>;
+}
+
+/// A collector, which takes a lot as a whole.
+pub(super) struct Remote(pub(super) Box<dyn Collector>);
+
+impl Out for Remote {
+    fn write(&mut self, lot: &[u8], done: &mut usize) -> io::Result<()> {
+        self.0.take(lot)?;
+        *done = lot.len();
+        Ok(())
     }
 }
 

@@ -1,4 +1,4 @@
-//! Where records go: files and standard output, written by whoever makes the records or by a thread
+//! Where records go: files, standard output and collectors, written by whoever makes the records or by a thread
 //! of its own, under the eyes of a second one, so that a sink that blocks never holds up the calls.
 
 use std::io;
@@ -21,6 +21,8 @@ use crate::audit::config::Mode;
 use crate::audit::file::Named;
 use crate::audit::key::Key;
 use crate::audit::key::KeyError;
+use crate::audit::out::Collector;
+use crate::audit::out::Remote;
 use crate::audit::out::Stream;
 use crate::audit::output::Outlet;
 use crate::audit::output::Output;
@@ -79,11 +81,16 @@ pub struct Sink {
 }
 
 impl Sink {
-    /// Opens the sinks that `config` names, and has the first record written.
+    /// Opens the sinks that `config` names, `collector` for [`Config::otlp`], and has the first
+    /// record written.
     ///
     /// # Errors
     /// [`Error`] when the file cannot be opened for appending, or there is no key to sign with.
-    pub fn open(config: &Config, metrics: Metrics) -> Result<Self, Error> {
+    pub fn open(
+        config: &Config,
+        collector: Option<Box<dyn Collector>>,
+        metrics: Metrics,
+    ) -> Result<Self, Error> {
         let instance = Uuid::now_v7();
         let reopen = Arc::new(AtomicBool::new(false));
         let mut previous = None;
@@ -119,14 +126,18 @@ impl Sink {
             Mode::BestEffort => metrics.audit_best_effort(),
             Mode::Required => {}
         }
-        let outlet = match file {
-            Some(file) if config.stdout => {
+        let outlet = match (file, collector) {
+            (Some(file), None) if !config.stdout => Outlet::one(file),
+            (None, None) => Outlet::one(Stream(io::stdout())),
+            (file, collector) => {
                 writers = Writers::Thread;
-                let stdout = Relay::new("stdout", Stream(io::stdout()));
-                Outlet::Many(vec![Relay::new("file", file), stdout])
+                let file = file.map(|file| Relay::new("file", file));
+                let stdout = Stream(io::stdout());
+                let stdout = config.stdout.then(|| Relay::new("stdout", stdout));
+                let collector = collector.map(|one| Relay::new("otlp", Remote(one)));
+                let all = [file, stdout, collector];
+                Outlet::Many(all.into_iter().flatten().collect())
             }
-            Some(file) => Outlet::one(file),
-            None => Outlet::one(Stream(io::stdout())),
         };
         let clock: Arc<dyn Clock> = Arc::new(System);
         let chain = Chain::new(instance, key, previous, Arc::clone(&clock));

@@ -20,7 +20,9 @@ use tokio::time::timeout;
 
 use crate::admin;
 use crate::admin::Admin;
+use crate::audit;
 use crate::audit::Audit;
+use crate::audit::Collector;
 use crate::audit::Sink;
 use crate::broker::Broker;
 use crate::broker::Grants;
@@ -48,6 +50,7 @@ use crate::kms::Guarded;
 use crate::kms::aws::Aws;
 use crate::kms::local::Purpose;
 use crate::mem;
+use crate::metrics::Metrics;
 use crate::policy::Policy;
 use crate::quota::Quotas;
 use crate::store;
@@ -108,8 +111,7 @@ impl Broking {
         let telemetry = Telemetry::from_environment();
         let metrics = telemetry.metrics();
         metrics.loaded(clock.wall());
-        let sink =
-            Sink::open(&config.audit, metrics.clone()).map_err(|error| Failure::config(&error))?;
+        let sink = sink(&config.audit, &telemetry, metrics.clone())?;
         let audit = Audit::new(sink, Arc::clone(&clock));
         let guarded = Guarded::new(
             Arc::new(backends),
@@ -245,6 +247,20 @@ impl Broking {
         self.telemetry.stop().await;
         tracing::info!("stopped");
     }
+}
+
+/// Where audit records go.
+fn sink(config: &audit::Config, telemetry: &Telemetry, metrics: Metrics) -> Result<Sink, Failure> {
+    let collector = match &config.otlp {
+        Some(address) => {
+            let records = telemetry.records(address);
+            let records = records.map_err(|error| Failure::config(&error))?;
+            let collector: Box<dyn Collector> = Box::new(records);
+            Some(collector)
+        }
+        None => None,
+    };
+    Sink::open(config, collector, metrics).map_err(|error| Failure::config(&error))
 }
 
 /// Has `follower` begin. A server's store may come later: nobody is served until then.

@@ -34,34 +34,74 @@ pub(super) struct Series {
 /// What is exported by itself.
 #[derive(Clone, Copy)]
 pub(super) enum Signal {
+    Logs,
     Metrics,
     Traces,
 }
 
 /// A variable that asks for what can't be had: then that is not exported.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Misset {
+pub enum Misset {
+    /// The address of a collector is of no use.
+    #[error("the collector {address} cannot be talked to: {error}")]
+    Address {
+        /// The address.
+        address: String,
+        /// Why not.
+        error: String,
+    },
+    /// No exporter is to be had so.
     #[error(transparent)]
     Build(#[from] ExporterBuildError),
+    /// Of an exporter that is not here.
     #[error("{variable} is {value:?}: keybroker exports with otlp, or none")]
-    Exporter { variable: String, value: String },
+    Exporter {
+        /// The variable.
+        variable: String,
+        /// What it says.
+        value: String,
+    },
+    /// A file that cannot be read.
     #[error("cannot read {path}, which {variable} names: {error}")]
     File {
+        /// The variable.
         variable: String,
+        /// What it says.
         path: PathBuf,
+        /// Why not.
         error: io::Error,
     },
+    /// Headers that are none. What they say stands nowhere.
+    #[error("{variable} holds no headers: write name=value, separated by commas")]
+    Headers {
+        /// The variable.
+        variable: String,
+    },
+    /// A number out of bounds.
     #[error("{variable} is {value:?}, which is no number from 1 to {most}")]
     Number {
+        /// The variable.
         variable: String,
+        /// What it says.
         value: String,
+        /// The largest that it may be.
         most: u32,
     },
+    /// A context that is not read.
+    #[error("OTEL_PROPAGATORS is {0:?}: keybroker reads tracecontext, and ignores baggage")]
+    Propagators(String),
+    /// Another protocol than ours.
     #[error(
         "{variable} is {value:?}: keybroker speaks grpc, which a collector expects at another port \
          than http, as a rule 4317"
     )]
-    Protocol { variable: String, value: String },
+    Protocol {
+        /// The variable.
+        variable: String,
+        /// What it says.
+        value: String,
+    },
+    /// A sampler that is not here.
     #[error("OTEL_TRACES_SAMPLER or OTEL_TRACES_SAMPLER_ARG: {0}")]
     Sampler(#[from] UnknownSampler),
 }
@@ -80,6 +120,7 @@ impl<F: Fn(&str) -> Option<String>> Variables<F> {
         if !self.is_wanted(Signal::Traces, usual)? {
             return Ok(None);
         }
+        self.propagators()?;
         let name = self.get("OTEL_TRACES_SAMPLER");
         let share = self.get("OTEL_TRACES_SAMPLER_ARG");
         Ok(Some(Spans {
@@ -101,8 +142,19 @@ impl<F: Fn(&str) -> Option<String>> Variables<F> {
 
     /// How a collector is talked to in secret; none where it is not to be.
     pub(super) fn tls(&self, signal: Signal) -> Result<Option<ClientTlsConfig>, Misset> {
-        let endpoint = self.of(signal, "ENDPOINT");
-        if endpoint.is_none_or(|(_, endpoint)| endpoint.starts_with("http://")) {
+        match self.of(signal, "ENDPOINT") {
+            Some((_, endpoint)) => self.tls_to(signal, &endpoint),
+            None => Ok(None),
+        }
+    }
+
+    /// The same for the collector at `endpoint`.
+    pub(super) fn tls_to(
+        &self,
+        signal: Signal,
+        endpoint: &str,
+    ) -> Result<Option<ClientTlsConfig>, Misset> {
+        if endpoint.starts_with("http://") {
             return Ok(None);
         }
         let config = ClientTlsConfig::new();
@@ -122,12 +174,27 @@ impl<F: Fn(&str) -> Option<String>> Variables<F> {
         (self.0)(name).filter(|value| !value.is_empty())
     }
 
+    /// Whether the contexts that callers send are of the kind that is read. Baggage may be named,
+    /// since the standard's default names it; nothing of ours is asked to carry it on.
+    fn propagators(&self) -> Result<(), Misset> {
+        let Some(names) = self.get("OTEL_PROPAGATORS") else {
+            return Ok(());
+        };
+        let names_of_ours = |name: &str| matches!(name.trim(), "tracecontext" | "baggage");
+        let reads = names.split(',').any(|name| name.trim() == "tracecontext");
+        match reads && names.split(',').all(names_of_ours) {
+            true => Ok(()),
+            false => Err(Misset::Propagators(names)),
+        }
+    }
+
     fn is_wanted(&self, signal: Signal, usual: &str) -> Result<bool, Misset> {
         let disabled = self.get("OTEL_SDK_DISABLED");
         if disabled.is_some_and(|value| value.eq_ignore_ascii_case("true")) {
             return Ok(false);
         }
         let variable = match signal {
+            Signal::Logs => "OTEL_LOGS_EXPORTER",
             Signal::Metrics => "OTEL_METRICS_EXPORTER",
             Signal::Traces => "OTEL_TRACES_EXPORTER",
         };
@@ -142,15 +209,21 @@ impl<F: Fn(&str) -> Option<String>> Variables<F> {
                 });
             }
         }
+        self.protocol(signal).map(|()| true)
+    }
+
+    /// Whether a collector is to be talked to as we do.
+    pub(super) fn protocol(&self, signal: Signal) -> Result<(), Misset> {
         match self.of(signal, "PROTOCOL") {
             Some((variable, value)) if value != "grpc" => Err(Misset::Protocol { variable, value }),
-            Some(_) | None => Ok(true),
+            Some(_) | None => Ok(()),
         }
     }
 
-    /// What is said of `signal`, or of all signals.
-    fn of(&self, signal: Signal, name: &str) -> Option<(String, String)> {
+    /// What is said of `signal`, or of all signals, and by which variable.
+    pub(super) fn of(&self, signal: Signal, name: &str) -> Option<(String, String)> {
         let own = match signal {
+            Signal::Logs => "LOGS_",
             Signal::Metrics => "METRICS_",
             Signal::Traces => "TRACES_",
         };
@@ -265,6 +338,9 @@ mod tests {
             ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
             ("OTEL_BSP_MAX_QUEUE_SIZE", "65537"),
             ("OTEL_BSP_EXPORT_TIMEOUT", "soon"),
+            ("OTEL_PROPAGATORS", "b3"),
+            ("OTEL_PROPAGATORS", "tracecontext,xray"),
+            ("OTEL_PROPAGATORS", "none"),
         ] {
             let [spans, _] = asked(&[on, (variable, value)]);
             assert!(spans.contains(variable), "{spans}");
@@ -272,6 +348,9 @@ mod tests {
         }
         let [spans, _] = asked(&[("OTEL_TRACES_EXPORTER", "zipkin")]);
         assert!(spans.contains("OTEL_TRACES_EXPORTER"), "{spans}");
+        let standard = ("OTEL_PROPAGATORS", "tracecontext, baggage");
+        let [spans, _] = asked(&[on, standard]);
+        assert_eq!(spans, "yes");
         // What is said of one signal says nothing of the other.
         let [_, series] = asked(&[("OTEL_METRICS_EXPORTER", "otlp"), (http, "http/json")]);
         assert_eq!(series, "yes");

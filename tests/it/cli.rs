@@ -5,6 +5,7 @@ mod auditing;
 mod bad_input;
 mod canaries;
 mod checking;
+mod collecting;
 mod dev;
 mod fleet;
 mod flood;

@@ -1,5 +1,5 @@
-//! A collector of OpenTelemetry: takes spans and metrics over OTLP/gRPC, as others send them, and
-//! keeps them.
+//! A collector of OpenTelemetry: takes spans, metrics and logs over OTLP/gRPC, as others send them,
+//! and keeps them.
 
 use std::collections::BTreeMap;
 use std::future::pending;
@@ -8,6 +8,11 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsPartialSuccess;
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceResponse;
+use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::LogsService;
+use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::LogsServiceServer;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::MetricsService;
@@ -18,6 +23,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::Trac
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::TraceServiceServer;
 use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
@@ -35,6 +41,7 @@ use tonic::transport::ServerTlsConfig;
 pub struct Collector {
     address: SocketAddr,
     taken: Arc<Taken>,
+    manner: Arc<Mutex<Manner>>,
     serving: JoinHandle<()>,
 }
 
@@ -45,12 +52,15 @@ pub enum Manner {
     Takes,
     /// It is read, and never answered.
     Hangs,
+    /// Logs are read, and rejected.
+    Rejects,
 }
 
 #[derive(Default)]
 struct Taken {
     spans: Mutex<Vec<Seen>>,
     metrics: Mutex<Vec<ExportMetricsServiceRequest>>,
+    logs: Mutex<Vec<LogRecord>>,
     requests: Mutex<Vec<MetadataMap>>,
     bytes: Mutex<Vec<u8>>,
     connections: Mutex<usize>,
@@ -91,9 +101,10 @@ impl Collector {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let taken = Arc::new(Taken::default());
+        let manner = Arc::new(Mutex::new(manner));
         let desk = Desk {
             taken: Arc::clone(&taken),
-            manner,
+            manner: Arc::clone(&manner),
         };
         let mut server = Server::builder();
         if let Some(tls) = tls {
@@ -101,6 +112,7 @@ impl Collector {
         }
         let routes = server
             .add_service(TraceServiceServer::new(desk.clone()))
+            .add_service(LogsServiceServer::new(desk.clone()))
             .add_service(MetricsServiceServer::new(desk));
         let counting = Arc::clone(&taken);
         let incoming = TcpListenerStream::new(listener).map(move |connection| {
@@ -113,8 +125,14 @@ impl Collector {
         Self {
             address,
             taken,
+            manner,
             serving,
         }
+    }
+
+    /// Behaves so from the next request on.
+    pub fn behave(&self, manner: Manner) {
+        *self.manner.lock().unwrap() = manner;
     }
 
     /// Where it is, without TLS.
@@ -135,6 +153,11 @@ impl Collector {
     /// The metrics, as often as they came.
     pub fn metrics(&self) -> Vec<ExportMetricsServiceRequest> {
         self.taken.metrics.lock().unwrap().clone()
+    }
+
+    /// The logs so far.
+    pub fn logs(&self) -> Vec<LogRecord> {
+        self.taken.logs.lock().unwrap().clone()
     }
 
     /// The metadata of every request.
@@ -178,7 +201,7 @@ impl Drop for Collector {
 #[derive(Clone)]
 struct Desk {
     taken: Arc<Taken>,
-    manner: Manner,
+    manner: Arc<Mutex<Manner>>,
 }
 
 impl Desk {
@@ -187,7 +210,8 @@ impl Desk {
         let (metadata, _, message) = request.into_parts();
         self.taken.requests.lock().unwrap().push(metadata);
         self.taken.news.notify_waiters();
-        if self.manner == Manner::Hangs {
+        let manner = *self.manner.lock().unwrap();
+        if manner == Manner::Hangs {
             pending::<()>().await;
         }
         let mut bytes = self.taken.bytes.lock().unwrap();
@@ -227,6 +251,32 @@ impl MetricsService for Desk {
         self.taken.metrics.lock().unwrap().push(message);
         self.taken.news.notify_waiters();
         Ok(Response::new(ExportMetricsServiceResponse::default()))
+    }
+}
+
+#[tonic::async_trait]
+impl LogsService for Desk {
+    async fn export(
+        &self,
+        request: Request<ExportLogsServiceRequest>,
+    ) -> Result<Response<ExportLogsServiceResponse>, Status> {
+        let message = self.open(request).await;
+        let scopes = message
+            .resource_logs
+            .into_iter()
+            .flat_map(|of_resource| of_resource.scope_logs);
+        let mut logs: Vec<_> = scopes.flat_map(|of_scope| of_scope.log_records).collect();
+        let mut response = ExportLogsServiceResponse::default();
+        if *self.manner.lock().unwrap() == Manner::Rejects {
+            response.partial_success = Some(ExportLogsPartialSuccess {
+                rejected_log_records: i64::try_from(logs.len()).unwrap(),
+                error_message: "no room".into(),
+            });
+            logs.clear();
+        }
+        self.taken.logs.lock().unwrap().extend(logs);
+        self.taken.news.notify_waiters();
+        Ok(Response::new(response))
     }
 }
 

@@ -367,7 +367,7 @@ fn a_file_goes_on_where_the_last_process_has_ended() {
     };
     let path = config.file.clone().unwrap();
     for _ in 0..3 {
-        drop(Sink::open(&config, Metrics::unread()).unwrap());
+        drop(Sink::open(&config, None, Metrics::unread()).unwrap());
     }
     let key = Key::of_file(&folder.path().join("audit.key")).unwrap();
     let known = Known {
