@@ -80,7 +80,7 @@ impl Telemetry {
         let timings = Timings::default();
         let (builder, registry) = Self::builder(&timings);
         let builder = builder.with_resource(resource.clone());
-        let builder = match wanted("metrics", export::series(&variables)) {
+        let builder = match wanted("metrics", export::series(&variables, &timings, &resource)) {
             Some(reader) => builder.with_reader(reader),
             None => builder,
         };

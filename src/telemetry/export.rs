@@ -37,8 +37,12 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::metrics::Timings;
 use crate::sync::Mutex;
 use crate::sync::lock;
+use crate::telemetry::histograms::Push;
+use crate::telemetry::plain;
+use crate::telemetry::route::Route;
 use crate::telemetry::variables::Misset;
 use crate::telemetry::variables::Signal;
 use crate::telemetry::variables::Variables;
@@ -101,6 +105,8 @@ pub(super) fn spans<F: Fn(&str) -> Option<String>>(
 /// Exports metrics, likewise.
 pub(super) fn series<F: Fn(&str) -> Option<String>>(
     variables: &Variables<F>,
+    timings: &Timings,
+    resource: &Resource,
 ) -> Result<Option<PeriodicReader<Collections>>, Misset> {
     let Some(series) = variables.series()? else {
         return Ok(None);
@@ -109,8 +115,12 @@ pub(super) fn series<F: Fn(&str) -> Option<String>>(
     if let Some(tls) = variables.tls(Signal::Metrics)? {
         exporter = exporter.with_tls_config(tls);
     }
+    let address = variables.of(Signal::Metrics, "ENDPOINT");
+    let address = address.map_or_else(|| USUAL.to_owned(), |(_, address)| address);
+    let route = Route::new(variables, Signal::Metrics, &address)?;
     let exporter = Collections {
         exporter: exporter.build()?,
+        push: Push::new(timings.clone(), plain::resource(resource), route),
         limit: Limit::new(series.timeout),
         fate: Fate::of("metrics"),
     };
@@ -187,13 +197,18 @@ impl SpanExporter for Batches {
 /// Sends what was collected, likewise.
 pub(super) struct Collections {
     exporter: MetricExporter,
+    push: Push,
     limit: Limit,
     fate: Fate,
 }
 
 impl PushMetricExporter for Collections {
     async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
-        let sent = self.limit.within(self.exporter.export(metrics)).await;
+        let both = async {
+            self.exporter.export(metrics).await?;
+            self.push.send().await
+        };
+        let sent = self.limit.within(both).await;
         // The next time they are sent again.
         self.fate.tell(0, sent)
     }
@@ -308,3 +323,5 @@ impl Debug for Fate {
 
 /// How often it is told that something is lost.
 const BETWEEN: Duration = Duration::from_mins(1);
+/// Where a collector is unless somebody says so.
+const USUAL: &str = "http://localhost:4317";

@@ -1,5 +1,7 @@
 //! The histograms that are not the SDK's, as Prometheus has them.
 
+mod push;
+
 use std::collections::HashMap;
 
 use prometheus::core::Collector;
@@ -14,6 +16,8 @@ use prometheus::proto::MetricType;
 use crate::metrics::Histogram;
 use crate::metrics::Spread;
 use crate::metrics::Timings;
+
+pub(super) use push::Push;
 
 /// Collects them for a registry.
 pub(super) struct Histograms {

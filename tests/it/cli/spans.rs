@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use keybroker::grpc::pb;
+use opentelemetry_proto::tonic::metrics::v1::Metric;
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value;
 use serde_json::Value as Json;
@@ -538,12 +539,27 @@ async fn metrics_are_told_too_where_that_is_asked_for() {
     drop(client);
     assert_eq!(server.stop(), Some(0));
     assert_eq!(collector.spans(), []);
-    let [told] = collector.metrics().try_into().unwrap();
-    let [of_resource] = told.resource_metrics.try_into().unwrap();
-    let [of_scope] = of_resource.scope_metrics.try_into().unwrap();
-    let requests = of_scope.metrics.iter();
-    let mut requests = requests.filter(|one| one.name == "keybroker_key_cache_requests");
-    let Some(Data::Sum(sum)) = requests.next().and_then(|one| one.data.clone()) else {
+    // Those of the SDK, and those that are not.
+    let told: [_; 2] = collector.metrics().try_into().unwrap();
+    let [sums, histograms] = told.map(|told| {
+        let [of_resource] = told.resource_metrics.try_into().unwrap();
+        let [of_scope] = of_resource.scope_metrics.try_into().unwrap();
+        (of_resource.resource.unwrap(), of_scope.metrics)
+    });
+    assert_eq!(sums.0, histograms.0, "of one resource");
+    let data = |metrics: &[Metric], name: &str| {
+        let found = metrics.iter().find(|metric| metric.name == name);
+        found.and_then(|metric| metric.data.clone())
+    };
+    let Some(Data::Histogram(calls)) = data(&histograms.1, "rpc.server.call.duration") else {
+        panic!("no histogram of calls");
+    };
+    let calls = calls.data_points.iter().find(|point| point.count > 0);
+    let calls = calls.unwrap();
+    assert_eq!((calls.count, calls.attributes.len()), (3, 3));
+    assert_eq!(calls.bucket_counts.iter().sum::<u64>(), 3);
+    assert_eq!(calls.bucket_counts.len(), calls.explicit_bounds.len() + 1);
+    let Some(Data::Sum(sum)) = data(&sums.1, "keybroker_key_cache_requests") else {
         panic!("no sum of requests to the cache");
     };
     let hits = sum.data_points.iter().find(|point| {
