@@ -9,6 +9,7 @@ mod records;
 mod route;
 mod variables;
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use opentelemetry::metrics::MeterProvider as _;
@@ -28,6 +29,7 @@ use crate::trace::Tracer;
 pub use records::Records;
 pub use variables::Misset;
 
+use export::Over;
 use histograms::Histograms;
 use variables::Variables;
 
@@ -38,6 +40,7 @@ pub struct Telemetry {
     registry: Registry,
     timings: Timings,
     resource: Resource,
+    over: Over,
     tracer: Tracer,
     /// None where no spans are made.
     spans: Option<SdkTracerProvider>,
@@ -64,6 +67,7 @@ impl Telemetry {
             registry,
             timings,
             resource: Resource::builder_empty().build(),
+            over: Over::default(),
             tracer: Tracer::off(),
             spans: None,
         }
@@ -76,21 +80,26 @@ impl Telemetry {
     /// Outside of a Tokio runtime, which carries what is exported.
     pub fn from_environment() -> Self {
         let variables = environment();
+        let over = Over::default();
         let resource = export::resource(variables.get("OTEL_SERVICE_NAME"));
         let timings = Timings::default();
         let (builder, registry) = Self::builder(&timings);
         let builder = builder.with_resource(resource.clone());
-        let builder = match wanted("metrics", export::series(&variables, &timings, &resource)) {
+        let builder = match wanted(
+            "metrics",
+            export::series(&variables, &timings, &resource, &over),
+        ) {
             Some(reader) => builder.with_reader(reader),
             None => builder,
         };
-        let spans = export::spans(&variables, resource.clone());
+        let spans = export::spans(&variables, resource.clone(), &over);
         let (spans, tracer) = wanted("spans", spans).unzip();
         Self {
             provider: builder.build(),
             registry,
             timings,
             resource,
+            over,
             tracer: tracer.unwrap_or_default(),
             spans,
         }
@@ -142,6 +151,7 @@ impl Telemetry {
                 tracing::warn!(%error, "the last of the telemetry has not reached its collector");
             }
         }
+        self.over.store(true, Ordering::Relaxed);
     }
 
     /// Collects everything, in the format [`FORMAT`]. Takes a millisecond or more with many

@@ -6,6 +6,7 @@ use std::fmt::Debug;
 use std::fmt::Display;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -70,6 +71,7 @@ pub(super) fn resource(name: Option<String>) -> Resource {
 pub(super) fn spans<F: Fn(&str) -> Option<String>>(
     variables: &Variables<F>,
     resource: Resource,
+    over: &Over,
 ) -> Result<Option<(SdkTracerProvider, Tracer)>, Misset> {
     let Some(spans) = variables.spans()? else {
         return Ok(None);
@@ -86,7 +88,7 @@ pub(super) fn spans<F: Fn(&str) -> Option<String>>(
     let config = BatchConfigBuilder::default().with_max_queue_size(line.most);
     let exporter = Batches {
         exporter: exporter.build()?,
-        limit: Limit::new(spans.timeout),
+        limit: Limit::new(spans.timeout, over),
         line: Arc::clone(&line),
     };
     let processor = BatchSpanProcessor::builder(exporter)
@@ -107,6 +109,7 @@ pub(super) fn series<F: Fn(&str) -> Option<String>>(
     variables: &Variables<F>,
     timings: &Timings,
     resource: &Resource,
+    over: &Over,
 ) -> Result<Option<PeriodicReader<Collections>>, Misset> {
     let Some(series) = variables.series()? else {
         return Ok(None);
@@ -121,7 +124,7 @@ pub(super) fn series<F: Fn(&str) -> Option<String>>(
     let exporter = Collections {
         exporter: exporter.build()?,
         push: Push::new(timings.clone(), plain::resource(resource), route),
-        limit: Limit::new(series.timeout),
+        limit: Limit::new(series.timeout, over),
         fate: Fate::of("metrics"),
     };
     Ok(Some(PeriodicReader::builder(exporter).build()))
@@ -231,17 +234,25 @@ impl PushMetricExporter for Collections {
 struct Limit {
     span: Duration,
     runtime: Handle,
+    over: Over,
 }
 
+/// Whether the runtime may be gone: then nothing can be sent, nor even waited for.
+pub(super) type Over = Arc<AtomicBool>;
+
 impl Limit {
-    fn new(span: Duration) -> Self {
+    fn new(span: Duration, over: &Over) -> Self {
         Self {
             span,
             runtime: Handle::current(),
+            over: Arc::clone(over),
         }
     }
 
     async fn within(&self, export: impl Future<Output = OTelSdkResult>) -> OTelSdkResult {
+        if self.over.load(Ordering::Relaxed) {
+            return Err(OTelSdkError::AlreadyShutdown);
+        }
         let bounded = {
             let _entered = self.runtime.enter();
             tokio::time::timeout(self.span, export)
