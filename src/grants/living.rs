@@ -188,13 +188,13 @@ impl Living {
             key: Arc::clone(&key),
             links,
         });
+        // Whoever finds it by its terms must then find it by its id.
+        write(self.shard(&grant.id)).insert(ById(Arc::clone(&live)));
         for link in &live.links {
             let group = groups.by_terms.entry(ByTerms(Arc::clone(link)));
             group.or_default().push(Arc::clone(&live));
         }
         groups.grants += 1;
-        drop(groups);
-        write(self.shard(&grant.id)).insert(ById(live));
     }
 
     /// Ends the grant `id`, and with it all that rest on it.
