@@ -1,6 +1,7 @@
 //! Grants: made, renewed and ended each in a transaction of its own, read by key, by who may retire
 //! them, and by what has changed. Every statement names the tenant.
 
+mod news;
 mod row;
 
 use std::time::Duration;
@@ -23,6 +24,9 @@ use crate::store::engine::Connection;
 use crate::store::engine::Value;
 use crate::store::pool::Lease;
 use crate::store::within;
+
+pub use news::Head;
+pub use news::Told;
 
 use row::ending;
 use row::moment;
@@ -75,25 +79,6 @@ pub struct Filter<'a> {
     pub grantee: &'a str,
     /// Most of them.
     pub most: usize,
-}
-
-/// Some news of a grant.
-pub enum Told {
-    /// A row that is damaged: no such grant.
-    Damaged(Option<Id>),
-    /// A grant that was made, renewed or ended; after those that it rests on.
-    Grant(Box<Grant>),
-    /// What was known before counts no more: what follows is all that lives.
-    Whole,
-}
-
-/// How far news went.
-#[derive(Clone, Copy, Debug)]
-pub struct Head {
-    /// The number of the latest change.
-    pub number: u64,
-    /// What the store's clock says.
-    pub now: Timestamp,
 }
 
 impl Store {
@@ -290,46 +275,6 @@ impl Store {
         self.list(RETIRABLE, values, filter).await
     }
 
-    /// Has `take` hear what has changed since the change `known`, or all that there is, and says how
-    /// far that went.
-    ///
-    /// # Errors
-    /// [`Error`]: what was told until then is not all.
-    pub async fn grant_news(
-        &self,
-        known: Option<u64>,
-        mut take: impl FnMut(Told) + Send,
-    ) -> Result<Head, Error> {
-        let mut lease = within(self.reader()).await?;
-        within(lease.begin_reading()).await?;
-        let number = within(latest(&mut lease)).await?;
-        let now = within(lease.now()).await?;
-        // A number that is behind what is known is that of a store restored from a copy.
-        let since = known.filter(|known| *known <= number);
-        if since != Some(number) {
-            let (statement, from) = match since {
-                Some(since) => (CHANGED, Value::Number(since)),
-                None => (LIVING, moment(now)),
-            };
-            if since.is_none() {
-                take(Told::Whole);
-            }
-            // How long that takes is up to how many there are.
-            lease
-                .each(statement, &[from], |row| {
-                    take(match row::read(&row) {
-                        Ok(grant) => Told::Grant(Box::new(grant)),
-                        Err(_) => Told::Damaged(row::id(&row).ok()),
-                    });
-                    Ok(())
-                })
-                .await?;
-        }
-        within(lease.run("COMMIT", &[])).await?;
-        lease.give_back();
-        Ok(Head { number, now })
-    }
-
     /// Forgets grants that were over a day ago: no replica can know of them any more.
     ///
     /// # Errors
@@ -491,11 +436,6 @@ async fn rests_until(
     Ok(Some(until))
 }
 
-async fn latest(connection: &mut Connection) -> Result<u64, Error> {
-    let row = connection.row("SELECT n FROM change", &[]).await?;
-    row.ok_or(Error::Damaged("change"))?.number(0)
-}
-
 const FIND: &str = select!("tenant = $1 AND key_id = $2 AND id = $3");
 const NAMED: &str = select!(
     "tenant = $1 AND key_id = $2 AND creator = $3 AND name = $4 AND ending = 0 AND expires > $5"
@@ -508,9 +448,6 @@ const RETIRABLE: &str = select!(
     "tenant = $1 AND retiring = $2 AND ($3 = '' OR grantee = $3) AND ($4 = '' OR id = $4)
         AND id > $5 AND ending = 0 AND expires > $6 ORDER BY id LIMIT $7"
 );
-/// Of all tenants: a replica serves them all. What rests on others was made after them.
-const CHANGED: &str = select!("changed > $1 ORDER BY change");
-const LIVING: &str = select!("ending = 0 AND expires > $1 ORDER BY change");
 const RENEW: &str = "
     UPDATE grants SET expires = $4, changed = $5
     WHERE tenant = $1 AND key_id = $2 AND id = $3";

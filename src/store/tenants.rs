@@ -231,7 +231,7 @@ impl Applied {
 }
 
 /// The number of the latest change.
-async fn latest(connection: &mut Connection) -> Result<u64, Error> {
+pub(super) async fn latest(connection: &mut Connection) -> Result<u64, Error> {
     let row = connection.row("SELECT n FROM change", &[]).await?;
     row.ok_or(Error::Damaged("change"))?.number(0)
 }

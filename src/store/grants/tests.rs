@@ -118,6 +118,47 @@ async fn a_grant_is_read_as_it_was_made_by_every_way() {
 }
 
 #[tokio::test]
+async fn news_are_whole_however_many_there_are_and_parents_come_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder);
+    let parent = create(&store, &wanted(), &Right::Administrator)
+        .await
+        .unwrap()
+        .grant;
+    let wish = Wanted {
+        name: None,
+        lifetime: None,
+        renewable: None,
+        ..wanted()
+    };
+    let right = Right::Grants(vec![parent.id]);
+    let child = create(&store, &wish, &right).await.unwrap().grant;
+    meddle(
+        &store,
+        "WITH RECURSIVE numbers(i) AS (SELECT 3 UNION ALL SELECT i + 1 FROM numbers WHERE i < 45000)
+         INSERT INTO grants SELECT lower(hex(randomblob(32))), tenant, key_id, grantee, retiring,
+             operations, constrained, pairs, '', lifetime, renewable, max_uses, uses, creator,
+             created, expires, i, ancestors, ending, i
+         FROM grants, numbers WHERE change = 1;
+         UPDATE change SET n = 45000",
+    )
+    .await;
+    let orders = key("orders");
+    let admin = principal(ADMIN);
+    let renewed = store.renew_grant(&orders, &parent.id, &admin, Some(HOUR / 2));
+    renewed.await.unwrap().unwrap();
+    for (known, count) in [(None, 45_000), (Some(1), 45_000), (Some(44_000), 1_001)] {
+        let (number, _, grants) = news(&store, known).await;
+        assert_eq!((number, grants.len()), (45_001, count));
+        let place = |id| grants.iter().position(|grant| grant.id == id);
+        let places = (place(parent.id).unwrap(), place(child.id));
+        assert!(places.1.is_none_or(|child| places.0 < child), "{places:?}");
+        let ids: std::collections::HashSet<Id> = grants.iter().map(|grant| grant.id).collect();
+        assert_eq!(ids.len(), count, "each once");
+    }
+}
+
+#[tokio::test]
 async fn a_name_is_one_living_grant_of_its_creator_and_key() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder);
