@@ -28,6 +28,7 @@ pub use book::Basis;
 pub use book::Book;
 pub use book::Contact;
 pub use book::Found;
+pub use book::MOST_SKEW;
 pub use book::PATIENCE;
 pub use config::Config;
 pub use constraint::Constraint;

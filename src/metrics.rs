@@ -282,6 +282,11 @@ impl Metrics {
         self.0.values.tenants_refused.store(tenants, Relaxed);
     }
 
+    /// Sets how far the clocks of the store and of this machine are apart.
+    pub fn store_skew(&self, skew: Duration) {
+        self.0.values.store_skew.store(skew.as_secs(), Relaxed);
+    }
+
     /// Sets how old what is known of the store is.
     pub fn store_age(&self, age: Duration) {
         self.0.values.store_age.store(age.as_secs(), Relaxed);

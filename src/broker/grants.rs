@@ -212,6 +212,7 @@ impl Call<'_> {
             let unfit = constraint.check(key);
             unfit.map_err(|unfit| invalid("constraints", unfit.to_string()))?;
         }
+        grants.check_clock()?;
         if grants.book.living().of_key(name) >= MOST_OF_A_KEY {
             return Err(Error::GrantsExhausted {
                 limit: MOST_OF_A_KEY,
@@ -324,6 +325,7 @@ impl Call<'_> {
         let (name, id) = (self.key_name("key", key)?, grant_id(id)?);
         self.note_named(&name, id);
         let grants = &self.broker.grants;
+        grants.check_clock()?;
         let principal = self.caller.principal();
         let renewed = grants.store.renew_grant(&name, &id, principal, lifetime);
         let changed = renewed.await?.map_err(|unrenewed| match unrenewed {

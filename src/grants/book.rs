@@ -144,6 +144,16 @@ impl Book {
         self.contact.load().as_deref().copied()
     }
 
+    /// How far the store's clock and this machine's are apart; none before the first contact. That
+    /// the answer was on the way counts as well.
+    pub fn skew(&self) -> Option<Duration> {
+        let apart = self
+            .contact()?
+            .now(&*self.clock)
+            .duration_since(self.clock.wall());
+        Some(apart.unsigned_abs())
+    }
+
     /// Forgets a part of the grants that are over: once a second.
     pub fn sweep(&self) {
         if let Some(contact) = self.contact() {
@@ -290,6 +300,9 @@ impl<'a> Backing<'a> {
 
 /// How long after the latest word of the store a grant still counts.
 pub const PATIENCE: Duration = Duration::from_secs(5);
+/// How far the clocks of the store and of a replica that makes grants may be apart: lifetimes are
+/// by the store's alone, but one of both is wrong.
+pub const MOST_SKEW: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests;

@@ -37,6 +37,7 @@ pub(super) struct Values {
     pub(super) store_degraded: AtomicU64,
     pub(super) tenants_refused: AtomicU64,
     pub(super) store_age: AtomicU64,
+    pub(super) store_skew: AtomicU64,
     pub(super) lock_degraded: AtomicU64,
     pub(super) swap_bytes: AtomicU64,
     pub(super) secrets_unlocked: AtomicU64,

@@ -150,6 +150,14 @@ pub(super) fn register(meter: &Meter, values: &Arc<Values>) {
         }))
         .build();
     meter
+        .u64_observable_gauge("keybroker_store_skew")
+        .with_unit("s")
+        .with_description("How far the clocks of the store and of this machine are apart.")
+        .with_callback(reading(values, |values, instrument| {
+            instrument.observe(values.store_skew.load(Relaxed), &[]);
+        }))
+        .build();
+    meter
         .u64_observable_gauge("keybroker_tenants_refused")
         .with_description("Tenants that are denied everything: what the store has is not usable.")
         .with_callback(reading(values, |values, instrument| {

@@ -109,6 +109,7 @@ fn all_series_that_are_known_start_at_0() {
             r#"keybroker_shed_total{reason="streams"}"#,
             r#"keybroker_shed_total{reason="waiters"}"#,
             "keybroker_store_age_seconds",
+            "keybroker_store_skew_seconds",
             "keybroker_tasks",
             "keybroker_tenants_refused",
         ]

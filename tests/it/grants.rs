@@ -705,6 +705,43 @@ async fn out_of_touch_a_replica_refuses_what_grants_allow_and_serves_key_policie
     assert_eq!(opened(&broker, WORKER, &sealed, &[]).await, None);
 }
 
+#[tokio::test]
+async fn a_replica_whose_clock_is_wrong_ends_grants_in_time_and_makes_none() {
+    let hour = jiff::SignedDuration::from_hours(1);
+    let first = start().await;
+    for wrong in [hour, -hour] {
+        let wall = jiff::Timestamp::now().checked_add(wrong).unwrap();
+        let clock = std::sync::Arc::new(keybroker::clock::Manual::new(wall));
+        let second = Broker::start()
+            .with(|setup| {
+                setup.tenants = tenants();
+                setup.clock = clock.clone();
+                setup.store = Some(first.folder().to_owned());
+            })
+            .await;
+        let wish = pb::CreateGrantRequest {
+            lifetime_seconds: 3,
+            renewable_for_seconds: 60,
+            ..decrypting()
+        };
+        let (grant, _) = create(&mut first.granter(ADMIN).await, wish).await.unwrap();
+        second.hear().await;
+        let sealed = seal(&mut second.caller(WEB).await, "keys/orders", "secret").await;
+        assert_eq!(opened(&second, WORKER, &sealed, &[]).await, None);
+        clock.advance(std::time::Duration::from_secs(1));
+        assert_eq!(opened(&second, WORKER, &sealed, &[]).await, None);
+        clock.advance(std::time::Duration::from_secs(2));
+        assert_eq!(opened(&second, WORKER, &sealed, &[]).await, denied());
+
+        let mut admin = second.granter(ADMIN).await;
+        let refused = create(&mut admin, decrypting()).await.unwrap_err();
+        assert_eq!(Refusal::of(&refused).reason, "STORE_UNAVAILABLE");
+        let refused = call(&mut admin, "RenewGrant", ORDERS, &grant.id).await;
+        assert_eq!(reason(refused), "STORE_UNAVAILABLE");
+        revoke(&mut admin, &grant.id).await.unwrap();
+    }
+}
+
 /// Calls `rpc` about the grant `id` of `key`.
 async fn call(granter: &mut Granter, rpc: &str, key: &str, id: &str) -> Result<(), Status> {
     let (key, grant_id) = (key.to_owned(), id.to_owned());

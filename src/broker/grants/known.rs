@@ -7,9 +7,11 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use crate::clock::Clock;
+use crate::error::Error;
 use crate::grants::Book;
 use crate::grants::Contact;
 use crate::grants::Living;
+use crate::grants::MOST_SKEW;
 use crate::grants::TokenKeys;
 use crate::store;
 use crate::store::Store;
@@ -83,6 +85,20 @@ impl Grants {
     /// [`store::Error`].
     pub async fn forget(&self) -> Result<(), store::Error> {
         self.store.forget_grants().await
+    }
+
+    /// Refuses to give anybody time while it is uncertain what time it is.
+    pub(super) fn check_clock(&self) -> Result<(), Error> {
+        match self.book.skew() {
+            Some(skew) if skew > MOST_SKEW => {
+                let why = format!(
+                    "its clock and the broker's are {}s apart: no grant is made or renewed",
+                    skew.as_secs()
+                );
+                Err(Error::StoreUnavailable(why.into()))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Takes up what this replica has changed itself. The store has it, so there is no harm if that

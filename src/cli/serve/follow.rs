@@ -172,6 +172,8 @@ impl Follower {
             let error = caught_up.and(grants).err();
             self.metrics.degraded(Dependency::Store, error.is_some());
             self.metrics.store_age(self.freshness.age());
+            let skew = self.broker.grants().book().skew();
+            self.metrics.store_skew(skew.unwrap_or_default());
             match &error {
                 None if lost => tracing::info!("the store is back"),
                 Some(error) if !lost => tracing::error!(error = chain(error), "{LOST}"),

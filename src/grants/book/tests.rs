@@ -196,6 +196,23 @@ fn time_is_the_stores_and_goes_on_without_it() {
 }
 
 #[test]
+fn clocks_that_are_apart_are_noticed_either_way() {
+    let replica = Replica::new();
+    assert_eq!(replica.book.skew(), None);
+    for (store, skew) in [(0, 0), (3600, 3600), (-3600, 3600), (-7, 7)] {
+        let span = jiff::SignedDuration::from_secs(store);
+        replica.clock.advance(seconds(1));
+        replica.book.heard(Contact {
+            asked: replica.clock.now(),
+            store: replica.clock.wall().checked_add(span).unwrap(),
+            applied: 1,
+        });
+        replica.clock.advance(seconds(2));
+        assert_eq!(replica.book.skew(), Some(seconds(skew)), "{store}");
+    }
+}
+
+#[test]
 fn older_news_change_nothing() {
     let replica = Replica::new();
     let old = Contact {
