@@ -40,12 +40,24 @@ use super::unprivileged::is_root;
 pub struct Postgres {
     folder: TempDir,
     port: u16,
+    /// Settings of its own.
+    settings: &'static [&'static str],
     server: Option<Child>,
 }
 
 impl Postgres {
-    /// Makes a server and starts it. Its certificate is for 127.0.0.1.
+    /// Makes a server and starts it, one that a loss of power would harm. Its certificate is for
+    /// 127.0.0.1.
     pub fn start() -> Self {
+        Self::with(&["-F"])
+    }
+
+    /// The same, one that syncs what it commits, and has more memory.
+    pub fn start_synced() -> Self {
+        Self::with(&["-c", "shared_buffers=512MB"])
+    }
+
+    fn with(settings: &'static [&'static str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str, text: &str| {
             let path = folder.path().join(name);
@@ -84,6 +96,7 @@ impl Postgres {
         let mut server = Self {
             folder,
             port: 0,
+            settings,
             server: None,
         };
         // Somebody else may take a free port first.
@@ -148,7 +161,7 @@ impl Postgres {
         let mut server = as_nobody("postgres")
             .arg("-D")
             .arg(self.folder.path().join("data"))
-            .args(["-p", &self.port.to_string(), "-k", "", "-F"])
+            .args(["-p", &self.port.to_string(), "-k", ""])
             .args(["-c", "listen_addresses=127.0.0.1", "-c", "ssl=on"])
             .args([
                 "-c",
@@ -157,6 +170,7 @@ impl Postgres {
                 "ssl_key_file=../server.key",
             ])
             .args(["-c", "shared_buffers=8MB", "-c", "max_connections=40"])
+            .args(self.settings)
             .current_dir(self.folder.path())
             .stdin(Stdio::null())
             .stderr(Stdio::piped())

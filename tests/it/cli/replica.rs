@@ -46,13 +46,16 @@ impl Replica {
         }
     }
 
-    pub(super) fn serve(self) -> Self {
+    pub(super) fn serve(mut self) -> Self {
+        self.start();
+        self
+    }
+
+    /// Starts its server.
+    pub(super) fn start(&mut self) {
         let server = Running::logging(self.site.command(&["serve"]));
-        Self {
-            admin: Some(admin(&server)),
-            server: Some(server),
-            ..self
-        }
+        self.admin = Some(admin(&server));
+        self.server = Some(server);
     }
 
     /// Ends its server as a crash does.
@@ -122,6 +125,27 @@ impl Replica {
     }
 }
 
+/// Three brokers that serve `tenants`.
+pub(super) async fn fleet(postgres: &Postgres, tenants: &str) -> [Replica; 3] {
+    let fleet = [(); 3].map(|()| {
+        let replica = Replica::of(postgres, postgres.address());
+        // Work stands in line as a matter of course where tests share a processor.
+        let patient = "[limits]\nqueue_delay = \"10s\"";
+        replica.site.edit("keybroker.toml", "[limits]", patient);
+        replica.serve()
+    });
+    fleet[0].apply(tenants);
+    for replica in &fleet {
+        replica.becomes("tenants/acme/keys/orders").await;
+    }
+    fleet
+}
+
+/// [`GRANTING`], of a tenant whose revocations count at once.
+pub(super) fn strict() -> String {
+    GRANTING.replace("\"acme\"\n", "\"acme\"\nrevocation = \"strict\"\n")
+}
+
 pub(super) fn admin(server: &Running) -> SocketAddr {
     let line = server.await_line("serving metrics and readiness in plain text");
     line.split_once("address=")
@@ -131,3 +155,13 @@ pub(super) fn admin(server: &Running) -> SocketAddr {
         .parse()
         .unwrap()
 }
+
+/// A tenant whose key whoever runs the tests administers, and may not use.
+pub(super) const GRANTING: &str = r#"
+[[tenant]]
+id = "acme"
+[[tenant.key]]
+id = "orders"
+kms = "local:orders"
+administrators = ["unix:uid=UID"]
+"#;

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::replica::GRANTING;
 use super::replica::Replica;
 use super::replica::admin;
+use super::replica::fleet;
 use super::site::Running;
 use super::site::bad;
 use super::site::good;
@@ -268,12 +270,8 @@ async fn a_process_that_ends_in_the_midst_of_a_change_leaves_none_of_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_grant_works_everywhere_at_once_by_its_token_and_nowhere_soon_after_its_end() {
     let postgres = Postgres::start();
-    let replicas = [(); 3].map(|()| Replica::of(&postgres, postgres.address()).serve());
+    let replicas = fleet(&postgres, GRANTING).await;
     let [first, others @ ..] = &replicas;
-    first.apply(GRANTING);
-    for replica in &replicas {
-        replica.becomes("tenants/acme/keys/orders").await;
-    }
     let grantee = format!("unix:uid={}", uid());
     let mut slowest = Duration::ZERO;
     for _ in 0..5 {
@@ -327,14 +325,6 @@ id = "acme"
 id = "orders"
 kms = "local:orders"
 users = ["unix:uid=UID"]
-"#;
-const GRANTING: &str = r#"
-[[tenant]]
-id = "acme"
-[[tenant.key]]
-id = "orders"
-kms = "local:orders"
-administrators = ["unix:uid=UID"]
 "#;
 const BILLS: &str = r#"
 [[tenant]]

@@ -16,6 +16,7 @@ use super::site::good_bytes;
 use super::site::uid;
 use sqlx::AssertSqlSafe;
 use sqlx::ConnectOptions as _;
+use sqlx::Connection as _;
 use sqlx::Executor as _;
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteConnectOptions;
@@ -351,7 +352,7 @@ fn becomes(site: &Site, key: &str) {
 
 /// Runs `statements` in the store's file, as none of ours would; the first value of what they
 /// yield.
-fn sql(site: &Site, statements: &str) -> Option<String> {
+pub(super) fn sql(site: &Site, statements: &str) -> Option<String> {
     let options = SqliteConnectOptions::new().filename(site.path("store.db"));
     let statements = statements.to_owned();
     let running = async move {
@@ -361,6 +362,8 @@ fn sql(site: &Site, statements: &str) -> Option<String> {
             .fetch_optional(sqlx::raw_sql(text))
             .await
             .unwrap();
+        // Nothing of it goes on when this has returned.
+        connection.close().await.unwrap();
         row.map(|row| row.get_unchecked::<String, _>(0))
     };
     // A test may have a runtime of its own.
