@@ -1,8 +1,9 @@
-//! What it costs that a grant allows something, and not the key's policy; and to hold a million
-//! grants.
+//! What it costs that a grant allows something, and not the key's policy; to make one; to hold a
+//! million; and to start with these in the store.
 #![allow(
     missing_docs,
     clippy::disallowed_methods, // a benchmark times itself
+    clippy::indexing_slicing,
     clippy::print_stdout,
     clippy::unwrap_used,
     unreachable_pub
@@ -10,6 +11,14 @@
 
 #[path = "../tests/support/figures.rs"]
 mod figures;
+#[allow(dead_code, reason = "tests use the rest")]
+#[path = "../tests/support/postgres.rs"]
+mod postgres;
+#[path = "grants/start.rs"]
+mod start;
+#[allow(dead_code, reason = "tests use the rest")]
+#[path = "../tests/support/unprivileged.rs"]
+mod unprivileged;
 
 use std::fs;
 use std::hint::black_box;
@@ -49,6 +58,8 @@ const ON_A_KEY: u32 = 50_000;
 const MILLION: u32 = 1_000_000;
 /// The most that a decision by grant may cost over one by key policy, in nanoseconds.
 const EXTRA: f64 = 1_000.0;
+/// The longest start, in seconds.
+const START: f64 = 2.0;
 
 fn main() {
     // Measured first, before anything else has left freed pages behind.
@@ -86,6 +97,27 @@ fn main() {
     for (name, figure) in figures.iter().take(4) {
         assert!(*figure <= EXTRA, "{name}: {figure:.0} > {EXTRA}");
     }
+    from_store();
+}
+
+/// What the store has its part in.
+fn from_store() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let sqlite = runtime.block_on(start::with_sqlite());
+    let postgres = runtime.block_on(start::with_postgres());
+    let start_seconds = sqlite.start_seconds.max(postgres.start_seconds);
+    let figures = [
+        ("create_sqlite_p50_us", sqlite.create_p50_us),
+        ("create_postgres_p50_us", postgres.create_p50_us),
+        ("start_million_sqlite_seconds", sqlite.start_seconds),
+        ("start_million_postgres_seconds", postgres.start_seconds),
+        ("start_million_seconds", start_seconds),
+    ];
+    for (name, figure) in figures {
+        println!("{name}: {figure:.2}");
+    }
+    figures::record("grants", figures);
+    assert!(start_seconds <= START, "{start_seconds:.2} > {START}");
 }
 
 /// Nanoseconds to authorize Decrypt with the key `orders` for user and group `who`, with the number
