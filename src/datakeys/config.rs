@@ -17,7 +17,7 @@ pub struct Config {
     pub tenant_entries: u64,
     /// Most bytes that a tenant's entries take, 1 KiB to 16 GiB.
     pub tenant_bytes: u64,
-    /// Most data keys that are refreshed at once, 1 to 1,000.
+    /// Most data keys that are refreshed at once, 1 to 1,000; a quarter of them of one tenant.
     pub refreshes: usize,
     /// Most calls that wait for KMS at once, 4 to 65,536, a quarter of them of one tenant; one more
     /// is OVERLOADED.
