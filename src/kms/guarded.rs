@@ -47,6 +47,7 @@ use crate::kms::guarded::gate::Gate;
 use crate::kms::guarded::gate::Turn;
 use crate::kms::guarded::regions::Answered;
 use crate::kms::guarded::regions::Guard;
+use crate::kms::guarded::regions::Judged;
 use crate::kms::guarded::regions::Regions;
 use crate::kms::guarded::regions::Request;
 use crate::kms::guarded::regions::Stop;
@@ -134,24 +135,34 @@ impl Guarded {
         let mut attempt = 1;
         // A Region without room ends nothing while there is another.
         let passing = demand.map(Demand::with_alternative);
+        let mut told = None;
         for stop in route {
             let begin = begin(&stop.guard, operation, passing.as_ref(), attempt);
             let answer = self.call_once(&stop, begin, || ask(stop.key)).await;
             match stop.judged(key, answer) {
-                Err(error) if error.is_undecided() => {
-                    stop.guard.failed_over();
-                    attempt += 1;
-                }
-                answer => return answer,
+                Judged::Decided(answer) => return answer,
+                Judged::Undecided(error) => told = Some(error),
+                Judged::Useless(_) => {}
             }
+            stop.guard.failed_over();
+            attempt += 1;
         }
         let ask = || ask(last.key);
-        if demand.is_some_and(Demand::has_alternative) {
+        let answer = if demand.is_some_and(Demand::has_alternative) {
             let begin = begin(&last.guard, operation, demand, attempt);
-            return last.judged(key, self.call_once(&last, begin, ask).await);
+            self.call_once(&last, begin, ask).await
+        } else {
+            self.call_in(&last, operation, demand, attempt, ask).await
+        };
+        match last.judged(key, answer) {
+            Judged::Decided(answer) => answer,
+            Judged::Undecided(error) => Err(error),
+            Judged::Useless(error) => Err(match told {
+                // Where there is no room now there will be some, and that is no outage.
+                Some(told @ (Error::Crowded { .. } | Error::Throttled)) => told,
+                Some(_) | None => last.useless(&error),
+            }),
         }
-        let answer = self.call_in(&last, operation, demand, attempt, ask).await;
-        last.judged(key, answer)
     }
 
     /// One attempt in a Region, if its turn comes soon: another Region or key may have room.

@@ -269,6 +269,15 @@ async fn a_replica_that_is_of_no_use_makes_no_refusal_of_an_outage() {
 }
 
 #[tokio::test]
+async fn a_replica_that_is_of_no_use_makes_no_outage_of_a_region_without_room() {
+    let scene = Scene::set().await;
+    let throttle = Fault::Throttle(Duration::ZERO);
+    scene.fake.region(NEAR).fail_all(throttle);
+    scene.fake.disable(&scene.far);
+    assert_eq!(scene.generate().await.err(), Some(Error::Throttled));
+}
+
+#[tokio::test]
 async fn a_replica_that_is_of_no_use_leaves_the_call_to_the_next() {
     const THIRD: &str = "ap-south-1";
     let mut scene = Scene::set().await;

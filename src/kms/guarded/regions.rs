@@ -226,22 +226,36 @@ async fn attend(gate: Arc<Gate>) {
     }
 }
 
+/// What an answer means for a call.
+pub(super) enum Judged<T> {
+    /// It is the call's.
+    Decided(Result<T, Error>),
+    /// Another Region may have an answer.
+    Undecided(Error),
+    /// As [`Judged::Undecided`], and it tells nothing of the key.
+    Useless(Error),
+}
+
 impl Stop<'_> {
-    /// What an answer from here means for `key`. Whether the key is there and may be used is its
-    /// preferred Region's to say: a replica that is not there, or not yet, refuses nothing.
-    pub(super) fn judged<T>(&self, key: &KeyRef, answer: Result<T, Error>) -> Result<T, Error> {
+    /// What an answer from here means for a call of `key`. Whether the key is there and may be used
+    /// is its preferred Region's to say: a replica that is not there, or not yet, refuses nothing.
+    pub(super) fn judged<T>(&self, key: &KeyRef, answer: Result<T, Error>) -> Judged<T> {
         let preferred = key.in_regions().first() == Some(self.key);
         match answer {
             Err(error @ (Error::Disabled | Error::NotFound(_) | Error::PendingDeletion(_)))
                 if !preferred =>
             {
-                let replica = self.key;
-                Err(Error::Unavailable(format!(
-                    "{replica} is of no use: {error}"
-                )))
+                Judged::Useless(error)
             }
-            answer => answer,
+            Err(error) if error.is_undecided() => Judged::Undecided(error),
+            answer => Judged::Decided(answer),
         }
+    }
+
+    /// Why there is no answer in an outage, when this Region's replica is of no use.
+    pub(super) fn useless(&self, error: &Error) -> Error {
+        let replica = self.key;
+        Error::Unavailable(format!("{replica} is of no use: {error}"))
     }
 
     /// Takes note of what came of an attempt, if it might have been made in another Region.
