@@ -36,7 +36,7 @@ impl Default for Config {
             entries: 100_000,
             tenant_entries: 10_000,
             tenant_bytes: 16 << 20,
-            refreshes: 16,
+            refreshes: 64,
             waiters: 8192,
             warm_file: None,
             warm_rate: 20,
