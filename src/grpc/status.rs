@@ -15,6 +15,7 @@ use tonic::metadata::MetadataMap;
 use tonic_types::ErrorDetails;
 use tonic_types::StatusExt as _;
 
+use crate::broker::MAX_PLAINTEXT;
 use crate::error::Error;
 use crate::error::Unauthenticated;
 use crate::message::context::Error as ContextError;
@@ -159,8 +160,13 @@ fn sentence(error: &Error) -> String {
         }
         Error::Overloaded => "the broker has more to do than it takes on: try again later".into(),
         Error::PlaintextTooLarge { length, limit } => format!(
-            "the plaintext has {length} bytes, over the limit of {limit}: encrypt it in a stream, \
-             in parts, or under a key from GenerateDataKey"
+            "the plaintext has {length} bytes, over the limit of {limit}: encrypt it {}in parts, \
+             or under a key from GenerateDataKey",
+            match u64::try_from(MAX_PLAINTEXT) == Ok(*limit) {
+                true => "in a stream, ",
+                // It is in one.
+                false => "",
+            }
         ),
         Error::RateLimited(exceeded) => format!(
             "{} spends more than its {} units a second (a call is one, and so are 8 KiB of it, an \
@@ -428,8 +434,8 @@ fn pause(error: &Error) -> Option<Duration> {
 /// The domain of every ErrorInfo.
 pub const DOMAIN: &str = "keybroker";
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
-const MISSING_STATEMENT: &str =
-    "allow the broker's role kms:GenerateDataKey, kms:Decrypt and kms:DescribeKey on the key";
+const MISSING_STATEMENT: &str = "allow the broker's role kms:GenerateDataKey, kms:Encrypt (for an additional key), kms:Decrypt \
+     and kms:DescribeKey on the key";
 const WRONG_KEY: &str =
     "name an existing symmetric encryption key of the tenant's account, by its ARN and no alias";
 const HELP: &str = "README.md#errors";
