@@ -145,7 +145,7 @@ impl<T> UnderWay<T> {
     fn takes(&self, demand: &Demand) -> bool {
         match demand.is_urgent() {
             true => self.demand.join(demand.until()),
-            false => !self.demand.is_over(Instant::now()),
+            false => !self.demand.lapses(Instant::now()),
         }
     }
 }
@@ -224,7 +224,7 @@ mod tests {
         let flights = Flights::new(LONGEST);
         let id = Id::any();
         let late = demand(Duration::ZERO);
-        assert!(late.is_over(Instant::now()));
+        assert!(late.lapses(Instant::now()));
         let (end, ended) = tokio::sync::oneshot::channel();
         let fetch = async move { Ok((ended.await.expect("an end"), Vec::new())) };
         let mut first = Box::pin(flights.join(id, &late, nothing, fetch));

@@ -125,9 +125,9 @@ impl Demand {
         lock(&self.state).until
     }
 
-    /// Whether an answer at `now` would be of no use. If so it is over, and stays it, unless it goes
-    /// on by another call, which may have an answer sooner.
-    pub fn is_over(&self, now: Instant) -> bool {
+    /// Ends it if an answer at `now` would be of no use, and says whether it would: for good, unless
+    /// it goes on by another call, which may have an answer sooner.
+    pub fn lapses(&self, now: Instant) -> bool {
         let mut state = lock(&self.state);
         let over = state.over || state.until <= now;
         state.over |= over && !self.has_alternative();
@@ -157,9 +157,9 @@ mod tests {
         let demand = Demand::new(tenant(), 1, at(2));
         assert!(demand.join(at(5)) && demand.join(at(3)));
         assert_eq!(demand.until(), at(5));
-        assert!(!demand.is_over(at(4)));
-        assert!(demand.is_over(at(5)));
-        assert!(!demand.join(at(9)) && demand.is_over(now), "for good");
+        assert!(!demand.lapses(at(4)));
+        assert!(demand.lapses(at(5)));
+        assert!(!demand.join(at(9)) && demand.lapses(now), "for good");
     }
 
     #[test]
@@ -170,9 +170,9 @@ mod tests {
         assert!(first.has_alternative() && !demand.has_alternative());
         assert!(demand.join(now + Duration::from_secs(5)) && first.is(&demand));
         assert_eq!(first.until(), demand.until());
-        assert!(demand.is_over(now + Duration::from_secs(5)));
+        assert!(demand.lapses(now + Duration::from_secs(5)));
         let later = first.prolonged(now + Duration::from_secs(9));
-        assert!(!later.is_over(now + Duration::from_secs(8)) && later.is_urgent());
+        assert!(!later.lapses(now + Duration::from_secs(8)) && later.is_urgent());
         assert_eq!((later.weight(), later.has_alternative()), (2, false));
     }
 

@@ -214,7 +214,7 @@ impl Guarded {
             let Some(pause) = pause(&error, retries, chance()).filter(fits) else {
                 return Err(error);
             };
-            if demand.is_some_and(|demand| demand.is_over(now + pause)) || !guard.retry(now) {
+            if demand.is_some_and(|demand| demand.lapses(now + pause)) || !guard.retry(now) {
                 return Err(error);
             }
             tokio::time::sleep(pause).await;
@@ -283,7 +283,7 @@ async fn begin<'g>(
         None => None,
     };
     let now = Instant::now();
-    if demand.is_some_and(|demand| demand.is_over(now)) {
+    if demand.is_some_and(|demand| demand.lapses(now)) {
         return Err(NOBODY);
     }
     let request = guard.begin(operation, demand, attempt, now);
@@ -307,7 +307,7 @@ async fn over(awaited: Option<&Demand>) {
     let Some(demand) = awaited else {
         return std::future::pending().await;
     };
-    while !demand.is_over(Instant::now()) {
+    while !demand.lapses(Instant::now()) {
         tokio::time::sleep_until(demand.until()).await;
     }
 }

@@ -110,7 +110,7 @@ impl Gate {
         if let Ok(turn) = place.turn.try_recv() {
             return Answer::Pass(turn);
         }
-        if demand.is_over(now + wait + LEAST) {
+        if demand.lapses(now + wait + LEAST) {
             self.tally.shed();
             return Answer::Later(wait);
         }
@@ -271,7 +271,7 @@ impl Place {
                 () = tokio::time::sleep_until(until.checked_sub(LEAST).unwrap_or(until)) => {}
             }
             let now = Instant::now();
-            if self.demand.is_over(now + LEAST) {
+            if self.demand.lapses(now + LEAST) {
                 return Err(self.gate.give_up(&self.demand, now));
             }
         }
