@@ -1,5 +1,6 @@
 //! The data-key cache over the wire: who has data keys, until when, and why no longer.
 
+mod expiry;
 mod purge;
 mod refresh;
 mod refusals;
