@@ -259,6 +259,25 @@ async fn health_knows_of_the_additional_kms_key_without_callers() {
 }
 
 #[tokio::test]
+async fn a_region_that_throttles_the_look_of_health_is_in_reach() {
+    let scene = Scene::set().await;
+    let (broker, _) = scene.broker().await;
+    let throttle = Fault::Throttle(Duration::ZERO);
+    scene.fake.region(FAR).fail_all(throttle);
+    let directory = Arc::clone(broker.inner().policy().directory());
+    let cache = broker.inner().data_keys();
+    let watching = tokio::spawn(cache.watch(move || Arc::clone(&directory)));
+    // An attempt and two more: then the look has ended.
+    until(|| broker.metrics.kms(FAR).throttles() == 3).await;
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    cache.sweep();
+    assert!(broker.metrics.reasons().is_empty());
+    watching.abort();
+}
+
+#[tokio::test]
 async fn callers_who_leave_while_one_is_lost_find_the_data_key_when_they_come_again() {
     let scene = Scene::set().await;
     let (_, mut maker) = scene.client().await;
