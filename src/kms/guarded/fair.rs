@@ -240,7 +240,7 @@ mod tests {
         assert_eq!(fair.remove(&tenant("a"), number), Some("a"));
         assert_eq!(fair.remove(&tenant("a"), number), None);
         assert_eq!(drain(&mut fair, 9), "bb");
-        assert_eq!((fair.len(), fair.flows.len()), (0, 0));
+        assert_eq!((fair.len(), fair.flows.len(), fair.now), (0, 0, 0));
     }
 
     #[test]
