@@ -5,6 +5,8 @@ use super::site::Site;
 use super::site::bad;
 use super::site::gid;
 use super::site::good;
+use super::site::good_bytes;
+use super::site::run;
 use super::site::uid;
 
 #[test]
@@ -53,7 +55,7 @@ fn a_grant_is_made_used_listed_and_revoked_and_outlives_the_server() {
     );
     let again: serde_json::Value = serde_json::from_str(&good(at(&create), b"")).unwrap();
     assert_eq!(again["grant"], made["grant"]);
-    super::site::good_bytes(at(&encrypt), b"x");
+    good_bytes(at(&encrypt), b"x");
     bad(at(&["encrypt", "--key", "keys/orders"]), b"x", 77);
     let explain = |context: &[&str]| {
         let question = ["explain", &grantee_whole, "Encrypt", "keys/orders"];
@@ -89,7 +91,7 @@ fn a_grant_is_made_used_listed_and_revoked_and_outlives_the_server() {
         &["--grant-token-file", token.to_str().unwrap()],
     ]
     .concat();
-    super::site::good_bytes(at(&with_token), b"x");
+    good_bytes(at(&with_token), b"x");
     bad(
         at(&["grant", "renew", "--key", "keys/orders", "--id", id]),
         b"",
@@ -126,3 +128,55 @@ fn a_grant_is_made_used_listed_and_revoked_and_outlives_the_server() {
     }
     assert_eq!(server.stop(), Some(0));
 }
+
+/// As with PostgreSQL: what one of them changes the other knows of, and a token works at both.
+#[test]
+fn two_processes_on_one_sqlite_file_share_its_grants() {
+    let (one, other) = (Site::with_operator(), Site::with_operator());
+    let grantee = format!("unix:uid={}", uid());
+    let administrators = format!("administrators = [\"{grantee}\"]\nusers = [");
+    one.edit("tenants.toml", "users = [", &administrators);
+    let store = format!(
+        "[store]\nfile = \"{}\"\n\n[grants]\ntoken_key = \"{}\"\n\n[kms.local]",
+        one.path("store.db").display(),
+        one.path("store.db.token-key").display()
+    );
+    other.edit("keybroker.toml", "[kms.local]", &store);
+    other.edit("keybroker.toml", "tenants_file = \"tenants.toml\"\n", "");
+    let servers = [&one, &other].map(|site| {
+        let server = Running::logging(site.command(&["serve"]));
+        server.await_line("serving on a Unix socket");
+        server
+    });
+    for (maker, user) in [(&one, &other), (&other, &one)] {
+        bad(user.at(&ENCRYPT), b"x", 77);
+        let create = [
+            "grant",
+            "create",
+            "--key",
+            "keys/orders",
+            "--grantee",
+            &grantee,
+            "--operation",
+            "Encrypt",
+            "--output",
+            "json",
+        ];
+        let made: serde_json::Value = serde_json::from_str(&good(maker.at(&create), b"")).unwrap();
+        user.write("token", made["grant_token"].as_str().unwrap());
+        let token = user.path("token");
+        let with_token = ["--grant-token-file", token.to_str().unwrap()];
+        good_bytes(user.at(&[&ENCRYPT[..], &with_token].concat()), b"x");
+
+        let id = made["grant"]["id"].as_str().unwrap();
+        let revoke = ["grant", "revoke", "--key", "keys/orders", "--id", id];
+        good(maker.at(&revoke), b"");
+        let refused = || run(user.at(&ENCRYPT), b"x").status.code() == Some(77);
+        assert!((0..1000).any(|_| refused()));
+    }
+    for server in servers {
+        assert_eq!(server.stop(), Some(0));
+    }
+}
+
+const ENCRYPT: [&str; 3] = ["encrypt", "--key", "keys/orders"];
