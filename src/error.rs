@@ -215,10 +215,15 @@ impl Error {
         }
     }
 
-    fn of_kms(error: kms::Error, owner: Owner) -> Self {
+    /// What a failed call of KMS means for a call under a key of `owner`.
+    pub fn of_kms(error: kms::Error, owner: Owner) -> Self {
         match (error, owner) {
-            (kms::Error::AccessDenied(why), Owner::Operator) => Self::KmsAccessDenied(why),
-            (kms::Error::AccessDenied(why), Owner::Tenant) => Self::TenantKmsDenied(why),
+            (kms::Error::AccessDenied(why), Owner::Operator) => {
+                Self::KmsAccessDenied(why.to_string())
+            }
+            (kms::Error::AccessDenied(why), Owner::Tenant) => {
+                Self::TenantKmsDenied(why.to_string())
+            }
             (kms::Error::Credentials(why), _) => Self::KmsUnavailable(why),
             (kms::Error::Crowded { pause }, _) => Self::KmsThrottled {
                 pause: pause.clamp(PAUSE, LONGEST_PAUSE),

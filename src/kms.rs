@@ -6,6 +6,7 @@
 pub mod aws;
 mod backends;
 mod demand;
+mod denial;
 mod guarded;
 mod key;
 pub mod local;
@@ -15,6 +16,7 @@ pub use backends::Backends;
 pub use backends::Config;
 pub use backends::LocalConfig;
 pub use demand::Demand;
+pub use denial::Denial;
 pub(crate) use guarded::Fair;
 pub use guarded::Guarded;
 pub use key::Arn;
@@ -144,7 +146,7 @@ pub struct Unwrapped {
 pub enum Error {
     /// Our role, or nobody, may use the key this way: a refusal, to be believed at once.
     #[error("KMS denies access to the key: {0}")]
-    AccessDenied(String),
+    AccessDenied(Denial),
     /// More calls are wanted than our own budget allows: this one would not be made in time.
     #[error("more calls to KMS are wanted than may be made; there may be room in {pause:?}")]
     Crowded {

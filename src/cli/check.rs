@@ -53,7 +53,7 @@ pub(super) async fn run(args: &Args) -> Result<(), Failure> {
         ));
     }
     match args.online {
-        true => online::check(&config.kms, &directory, args.within, args.output).await,
+        true => online::check(&config, &directory, args.within, args.output).await,
         false => Ok(()),
     }
 }

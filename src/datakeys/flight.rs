@@ -143,9 +143,10 @@ impl<T> Drop for Slot<T> {
 impl<T> UnderWay<T> {
     /// Whether the flight is made for `demand` too from now on.
     fn takes(&self, demand: &Demand) -> bool {
-        match demand.is_urgent() {
+        let now = Instant::now();
+        match demand.is_urgent(now) {
             true => self.demand.join(demand.until()),
-            false => !self.demand.lapses(Instant::now()),
+            false => !self.demand.lapses(now),
         }
     }
 }

@@ -155,15 +155,23 @@ impl SealingKey {
         self.wrapping == Wrapping::Incomplete
     }
 
-    /// Whether it can serve for a good while yet, so that a successor may wait for both its wraps:
-    /// up to halfway between the soft limits and the hard ones.
+    /// Whether it can serve for a good while yet, so that a successor may wait for both its wraps.
     pub(super) fn has_time(&self, now: Instant) -> bool {
-        let limit = self.origin().key().limits().max_age;
+        !self.time(now).is_zero()
+    }
+
+    /// How long it can serve before callers are about to wait for a successor: up to halfway between
+    /// the soft limits and the hard ones.
+    pub(super) fn time(&self, now: Instant) -> Duration {
         let left = self.budget.left();
-        self.ended(now).is_none()
-            && now.since(self.born) < (self.soft.age + limit) / 2
-            && left.messages >= self.soft.left.messages / 2
-            && left.bytes >= self.soft.left.bytes / 2
+        let is_low =
+            left.messages < self.soft.left.messages / 2 || left.bytes < self.soft.left.bytes / 2;
+        if is_low || self.ended(now).is_some() {
+            return Duration::ZERO;
+        }
+        let limit = self.origin().key().limits().max_age;
+        let half = (self.soft.age + limit) / 2;
+        half.saturating_sub(now.since(self.born))
     }
 
     /// The same data key for the other direction, so that what was wrapped here is never unwrapped

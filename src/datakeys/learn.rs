@@ -1,6 +1,7 @@
 //! What a refusal by KMS says about other entries than the one that met it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::datakeys::Error;
 use crate::datakeys::flight;
@@ -11,12 +12,13 @@ use crate::datakeys::refusal::Standing;
 use crate::datakeys::refusal::Subject;
 use crate::datakeys::upstream::AHEAD;
 use crate::datakeys::upstream::Upstream;
-use crate::datakeys::upstream::ahead;
+use crate::datakeys::upstream::ahead_of;
 use crate::datakeys::upstream::chance;
 use crate::directory::Owner;
 use crate::kms;
 use crate::kms::Statement;
 use crate::metrics::Retirement;
+use crate::sync::sleep;
 use crate::sync::spawn;
 use crate::sync::within;
 
@@ -38,7 +40,7 @@ impl Upstream {
             return Err(refusal.into());
         }
         // In doubt the call itself finds out: the state of a KMS key is the same for all.
-        let unusable = self.unusable.standing(ask.kms_key, now);
+        let unusable = self.unusable.standing(ask.kms_key.preferred(), now);
         if let Some(Standing::Refused(refusal)) = unusable {
             return Err(refusal.into());
         }
@@ -52,7 +54,7 @@ impl Upstream {
     /// Notes that KMS did it.
     pub(super) fn allowed(&self, ask: &Ask<'_>) {
         let kms_key = ask.kms_key;
-        if self.unusable.forget(kms_key) {
+        if self.unusable.forget(kms_key.preferred()) {
             tracing::info!(%kms_key, "this KMS key can be used again");
         }
         if ask.question.share.refusals.forget(&ask.subject()) {
@@ -84,9 +86,9 @@ impl Upstream {
                 }
                 // Who hears of it from here finds no data key any more.
                 let now = self.clock.now();
-                let remembered = self
-                    .unusable
-                    .remember(kms_key.clone(), refusal, now, chance());
+                let remembered =
+                    self.unusable
+                        .remember(kms_key.preferred().clone(), refusal, now, chance());
                 if remembered == News::Fresh {
                     tracing::warn!(
                         %kms_key,
@@ -127,9 +129,9 @@ impl Upstream {
                     spawn(
                         async move { upstream.ask_for_all(&base.ask(&kms_key, operation)).await },
                     );
-                asking
-                    .await
-                    .unwrap_or(Err(Error::Bug("a dry run panicked")))
+                let said = asking.await;
+                said.unwrap_or(Err(Error::Bug("a dry run panicked")))
+                    .map(drop)
             }
             Some(_) | None => Ok(()),
         }
@@ -151,24 +153,33 @@ impl Upstream {
             return;
         }
         let upstream = Arc::clone(self);
-        let base = Question {
-            demand: ahead(base.origin.key()),
-            ..base
-        };
         let (kms_key, operation) = (ask.kms_key.clone(), ask.operation);
         // Whom it concerns hears of it from what is remembered.
         drop(spawn(async move {
-            upstream.ask_for_all(&base.ask(&kms_key, operation)).await
+            for number in 1..=PROBES {
+                let base = Question {
+                    // Callers with data keys that shall not serve any more wait for nothing.
+                    demand: ahead_of(Duration::ZERO, base.origin.key()),
+                    ..base.clone()
+                };
+                match upstream.ask_for_all(&base.ask(&kms_key, operation)).await {
+                    Ok(Said::Nothing) if number < PROBES => sleep(PAUSE * number).await,
+                    Ok(Said::Allowed | Said::Nothing) | Err(_) => return,
+                }
+            }
         }));
     }
 
     /// Makes a probe, and draws the conclusions. Fails if KMS refuses the key.
-    async fn ask_for_all(self: &Arc<Self>, base: &Ask<'_>) -> Result<(), Error> {
+    async fn ask_for_all(self: &Arc<Self>, base: &Ask<'_>) -> Result<Said, Error> {
         match within(flight::LONGEST, self.rehearse(base)).await {
-            Some(Ok(())) => self.allowed(base),
+            Some(Ok(())) => {
+                self.allowed(base);
+                Ok(Said::Allowed)
+            }
             Some(Err(refusal @ kms::Error::AccessDenied(_))) => {
                 self.deny_use(base, &refusal);
-                return Err(refusal.into());
+                Err(refusal.into())
             }
             Some(Err(
                 refusal @ (kms::Error::Disabled
@@ -176,7 +187,7 @@ impl Upstream {
                 | kms::Error::PendingDeletion(_)),
             )) => {
                 self.learn(base, &refusal);
-                return Err(refusal.into());
+                Err(refusal.into())
             }
             Some(Err(
                 kms::Error::Credentials(_)
@@ -187,9 +198,8 @@ impl Upstream {
                 | kms::Error::Throttled
                 | kms::Error::Unavailable(_),
             ))
-            | None => {}
+            | None => Ok(Said::Nothing),
         }
-        Ok(())
     }
 
     /// The tenant may not use this version of the key at all: none of its entries there serves.
@@ -205,9 +215,20 @@ impl Upstream {
     }
 }
 
+/// What KMS says of all contexts of a key, if it does not refuse it.
+enum Said {
+    Allowed,
+    /// It did not answer, or has no room.
+    Nothing,
+}
+
 /// Says who has to add which statement where.
 fn tell(ask: &Ask<'_>, refusal: &kms::Error) {
-    let (key, kms_key) = (ask.question.origin.key(), ask.kms_key);
+    let key = ask.question.origin.key();
+    let kms_key = match refusal {
+        kms::Error::AccessDenied(denial) => denial.replica().unwrap_or(ask.kms_key),
+        _ => ask.kms_key,
+    };
     let statement = Statement::new(kms_key, &[ask.operation]);
     match key.owner() {
         Owner::Operator => tracing::error!(
@@ -230,3 +251,8 @@ fn tell(ask: &Ask<'_>, refusal: &kms::Error) {
         ),
     }
 }
+
+/// Most probes after a refusal. Later callers who are refused have another one made.
+const PROBES: u32 = 3;
+/// After the first, and twice that after the second.
+const PAUSE: Duration = Duration::from_secs(1);

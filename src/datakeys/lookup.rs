@@ -201,6 +201,10 @@ impl DataKeys {
 
     /// Counts a look-up that served `messages`: each is one that a caller alone would have made.
     fn count(&self, share: &Share, source: &Source, messages: usize) {
+        let metrics = &self.upstream.metrics;
+        if !metrics.counting() {
+            return;
+        }
         let (first, others) = match source {
             Source::Coalesced => (Lookup::Coalesced, Lookup::Coalesced),
             Source::Hit => (Lookup::Hit, Lookup::Hit),
@@ -208,7 +212,6 @@ impl DataKeys {
             Source::Stale => (Lookup::Stale, Lookup::Stale),
         };
         let messages = u64::try_from(messages).unwrap_or(u64::MAX);
-        let metrics = &self.upstream.metrics;
         metrics.lookup(first);
         if messages > 1 {
             metrics.lookups_of(others, messages - 1);

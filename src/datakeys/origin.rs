@@ -72,9 +72,8 @@ impl Origin {
 
     /// Whether `kms_key` is one of those in its preferred Region, whatever replicas either has.
     pub(super) fn is_under(&self, kms_key: &KeyRef) -> bool {
-        let preferred = |key: &KeyRef| key.in_regions().first().cloned();
-        let wanted = preferred(kms_key);
-        self.kms_keys.iter().any(|one| preferred(one) == wanted)
+        let mut own = self.kms_keys.iter().map(KeyRef::preferred);
+        own.any(|one| one == kms_key.preferred())
     }
 
     /// Whether it is the version that seals.
@@ -191,3 +190,41 @@ impl Drop for Living {
 
 /// Versions whose names are shared by their data keys.
 const MOST_NAMES: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::directory::Directory;
+    use crate::kms::Replicas;
+
+    #[test]
+    fn an_origin_is_under_its_kms_keys_whatever_replicas_they_are_named_with() {
+        let near = "arn:aws:kms:eu-west-1:111122223333:key/mrk-1";
+        let other = "arn:aws:kms:eu-west-1:111122223333:key/other";
+        let text = format!(
+            "[[tenant]]\nid = \"acme\"\n[[tenant.key]]\nid = \"orders\"\n\
+             kms = {{ key = \"{near}\", replica_regions = [\"us-east-1\"], \
+             additional_key = \"{other}\" }}\n"
+        );
+        let directory = Directory::parse(&text, Path::new("tenants.toml")).expect("a directory");
+        let tenant = "acme".parse().expect("a tenant");
+        let key = directory.keys(&tenant).first().expect("a key");
+        let kms_keys = key.kms().versions().next().expect("a version").clone();
+        let origin = Origin::new(Arc::clone(key), 1, kms_keys);
+        let aws = |text: &str| text.parse::<KeyRef>().expect("an ARN");
+        let replicas = Replicas::new(near.parse().expect("an ARN"), ["ap-south-1"]);
+        for (kms_key, is_under) in [
+            (aws(near), true),
+            (KeyRef::MultiRegion(replicas.expect("a replica")), true),
+            (aws(other), true),
+            // Another Region's replica has a state of its own.
+            (aws(&near.replace("eu-west-1", "us-east-1")), false),
+            (aws(&near.replace("mrk-1", "mrk-2")), false),
+            ("local:mrk-1".parse().expect("a name"), false),
+        ] {
+            assert_eq!(origin.is_under(&kms_key), is_under, "{kms_key}");
+        }
+    }
+}

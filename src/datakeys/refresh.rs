@@ -4,7 +4,11 @@
 //! that grows, until the old key reaches its hard limit.
 
 use std::collections::HashMap;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
+
+use futures_util::FutureExt as _;
 
 use crate::clock::Instant;
 use crate::kms::Fair;
@@ -109,7 +113,7 @@ impl<T> Queue<T> {
     }
 
     /// Adds `one` of `tenant`, whose weight this is. True when the caller is to start a runner,
-    /// which takes with [`Queue::next`] until there is none.
+    /// which does [`Queue::run`].
     pub(super) fn add(&self, tenant: &TenantId, weight: u32, one: T) -> bool {
         let mut state = lock(&self.state);
         state.added += 1;
@@ -122,6 +126,17 @@ impl<T> Queue<T> {
             state.runners += 1;
         }
         more
+    }
+
+    /// What a runner does: has `work` done with one after the other until there is none.
+    pub(super) async fn run<F: Future<Output = ()>>(&self, work: impl Fn(T) -> F) {
+        let mut done = None;
+        while let Some((tenant, one)) = self.next(done.as_ref()) {
+            let working = AssertUnwindSafe(async { work(one).await });
+            // A panic is in the log; the runner is still wanted.
+            drop(working.catch_unwind().await);
+            done = Some(tenant);
+        }
     }
 
     /// The next one for a runner that is through with one of the tenant `done`; with none the

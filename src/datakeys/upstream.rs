@@ -1,13 +1,10 @@
 //! What the cache asks of KMS: data keys that callers wait for, and successors ahead of time.
 
 use std::mem;
-use std::panic::AssertUnwindSafe;
 use std::slice;
 use std::sync::Arc;
 use std::sync::Weak;
 use std::time::Duration;
-
-use futures_util::FutureExt as _;
 
 use crate::clock::Clock;
 use crate::clock::Instant;
@@ -61,7 +58,8 @@ pub(super) struct Upstream {
     calls: AtomicU64,
     successors: Queue<Successor>,
     pub(super) waiters: Waiters,
-    /// KMS keys that are disabled, pending deletion or not there, whoever asks.
+    /// KMS keys that are disabled, pending deletion or not there in their preferred Region, whoever asks
+    /// and whatever replicas they name.
     pub(super) unusable: Refusals<KeyRef>,
     pub(super) outages: Outages,
     /// KMS keys whose missing wraps are in the log.
@@ -175,13 +173,8 @@ impl Upstream {
         if self.successors.add(tenant.id(), tenant.weight(), successor) {
             let upstream = Arc::clone(self);
             drop(spawn(async move {
-                let mut done = None;
-                while let Some((tenant, successor)) = upstream.successors.next(done.as_ref()) {
-                    let succeeded = AssertUnwindSafe(upstream.succeed(successor));
-                    // A panic is in the log; the runner is still wanted.
-                    drop(succeeded.catch_unwind().await);
-                    done = Some(tenant);
-                }
+                let succeed = |successor| upstream.succeed(successor);
+                upstream.successors.run(succeed).await;
             }));
         }
     }
@@ -206,10 +199,7 @@ impl Upstream {
         let id = *slot.id();
         // Others' callers may keep a call ahead of time from its turn, but not until its own callers
         // have nothing left.
-        let demand = match key.has_time(self.clock.now()) {
-            true => ahead(key.origin().key()),
-            false => soon(key.origin().key()),
-        };
+        let demand = ahead_of(key.time(self.clock.now()), key.origin().key());
         let question = Question {
             share: Arc::clone(&share),
             origin: Arc::clone(key.origin()),
@@ -370,11 +360,16 @@ pub(super) fn ahead(key: &Key) -> Demand {
     Demand::ahead(tenant.id().clone(), tenant.weight(), until)
 }
 
-/// As [`ahead`], when callers are about to wait for it.
-fn soon(key: &Key) -> Demand {
+/// As [`ahead`], when callers are about to wait for it after so much `time`.
+pub(super) fn ahead_of(time: Duration, key: &Key) -> Demand {
     let tenant = key.tenant();
-    let until = tokio::time::Instant::now() + AHEAD;
-    Demand::new(tenant.id().clone(), tenant.weight(), until)
+    let now = tokio::time::Instant::now();
+    Demand::ahead_of(
+        now + time,
+        tenant.id().clone(),
+        tenant.weight(),
+        now + AHEAD,
+    )
 }
 
 /// A random number that spreads what would otherwise happen at once. Without randomness nothing
@@ -387,3 +382,34 @@ pub(super) fn chance() -> u8 {
 
 /// So long a call ahead of time waits for its turn: then it is tried again later.
 pub(super) const AHEAD: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+    use crate::name::TenantId;
+
+    #[tokio::test]
+    async fn one_that_panics_is_through_and_its_runner_goes_on() {
+        let queue = Queue::new(8);
+        let tenants = ["acme", "globex"].map(|name| name.parse::<TenantId>().expect("a tenant"));
+        let mut runners = 0;
+        for round in 1..=3 {
+            for number in 0..10 {
+                for tenant in &tenants {
+                    runners += usize::from(queue.add(tenant, 1, number));
+                }
+            }
+            let done = AtomicUsize::new(0);
+            for _ in 0..mem::take(&mut runners) {
+                let work = async |number: u32| {
+                    done.fetch_add(1, Ordering::SeqCst);
+                    assert!(number.is_multiple_of(2), "as told");
+                };
+                queue.run(work).await;
+            }
+            assert_eq!(done.into_inner(), 20, "in round {round}");
+        }
+    }
+}

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::crypto::Secret;
+use crate::kms::Arn;
 use crate::kms::DATA_KEY;
 use crate::kms::DataKey;
 use crate::kms::Demand;

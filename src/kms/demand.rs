@@ -12,7 +12,8 @@ use crate::trace::Cause;
 /// What a call to KMS is made for: a tenant, and those of its callers who wait for the answer.
 ///
 /// Callers may join while it lasts, and the latest deadline among them counts. One without any
-/// caller gives way to those that have some. Clones are one and the same.
+/// caller gives way to those that have some, until callers are about to come. Clones are one and the
+/// same.
 #[derive(Clone)]
 pub struct Demand {
     tenant: TenantId,
@@ -31,15 +32,26 @@ enum Otherwise {
 
 struct State {
     until: Instant,
-    urgent: bool,
+    urgency: Urgency,
     over: bool,
+}
+
+/// Whether it gives way to calls for which callers wait.
+#[derive(Clone, Copy)]
+enum Urgency {
+    /// It does.
+    None,
+    /// It does until then.
+    From(Instant),
+    /// It is one.
+    Now,
 }
 
 impl Demand {
     /// A demand of a caller of `tenant`, who waits until then. A tenant of twice the `weight` gets
     /// twice as many calls where there are too few for all.
     pub fn new(tenant: TenantId, weight: u32, until: Instant) -> Self {
-        Self::with(tenant, weight, until, true)
+        Self::with(tenant, weight, until, Urgency::Now)
     }
 
     /// The same, with the spans of its requests caused by that.
@@ -50,13 +62,18 @@ impl Demand {
     /// A demand for which nobody waits: what it brings is of use later, and it may be given up
     /// then.
     pub fn ahead(tenant: TenantId, weight: u32, until: Instant) -> Self {
-        Self::with(tenant, weight, until, false)
+        Self::with(tenant, weight, until, Urgency::None)
     }
 
-    fn with(tenant: TenantId, weight: u32, until: Instant, urgent: bool) -> Self {
+    /// As [`Demand::ahead`], and from `urgent` on as if callers waited: they are about to.
+    pub fn ahead_of(urgent: Instant, tenant: TenantId, weight: u32, until: Instant) -> Self {
+        Self::with(tenant, weight, until, Urgency::From(urgent))
+    }
+
+    fn with(tenant: TenantId, weight: u32, until: Instant, urgency: Urgency) -> Self {
         let state = State {
             until,
-            urgent,
+            urgency,
             over: false,
         };
         Self {
@@ -80,9 +97,9 @@ impl Demand {
     /// A demand of its own for a later call of the same undertaking, which is of use until then
     /// whoever still waits: what has begun shall come to something.
     pub fn prolonged(&self, until: Instant) -> Self {
-        let urgent = self.is_urgent();
+        let urgency = lock(&self.state).urgency;
         let until = self.until().max(until);
-        Self::with(self.tenant.clone(), self.weight, until, urgent).caused_by(self.cause.clone())
+        Self::with(self.tenant.clone(), self.weight, until, urgency).caused_by(self.cause.clone())
     }
 
     /// Whether it goes on by another call if this one brings nothing.
@@ -110,14 +127,18 @@ impl Demand {
         let mut state = lock(&self.state);
         if !state.over {
             state.until = state.until.max(until);
-            state.urgent = true;
+            state.urgency = Urgency::Now;
         }
         !state.over
     }
 
-    /// Whether a caller waits, or did.
-    pub fn is_urgent(&self) -> bool {
-        lock(&self.state).urgent
+    /// Whether a caller waits at `now`, or did, or is about to.
+    pub fn is_urgent(&self, now: Instant) -> bool {
+        match lock(&self.state).urgency {
+            Urgency::None => false,
+            Urgency::From(then) => then <= now,
+            Urgency::Now => true,
+        }
     }
 
     /// Until when an answer is of use, as things stand: later when a caller joins.
@@ -172,7 +193,7 @@ mod tests {
         assert_eq!(first.until(), demand.until());
         assert!(demand.lapses(now + Duration::from_secs(5)));
         let later = first.prolonged(now + Duration::from_secs(9));
-        assert!(!later.lapses(now + Duration::from_secs(8)) && later.is_urgent());
+        assert!(!later.lapses(now + Duration::from_secs(8)) && later.is_urgent(now));
         assert_eq!((later.weight(), later.has_alternative()), (2, false));
     }
 
@@ -180,8 +201,19 @@ mod tests {
     fn a_caller_makes_it_urgent() {
         let now = Instant::now();
         let demand = Demand::ahead(tenant(), 0, now + Duration::from_secs(1));
-        assert_eq!((demand.is_urgent(), demand.weight()), (false, 1));
+        assert_eq!((demand.is_urgent(now), demand.weight()), (false, 1));
         assert!(demand.join(now));
-        assert!(demand.is_urgent());
+        assert!(demand.is_urgent(now));
+    }
+
+    #[test]
+    fn time_makes_it_urgent_where_callers_are_about_to_come() {
+        let now = Instant::now();
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let demand = Demand::ahead_of(at(3), tenant(), 1, at(9));
+        let later = demand.prolonged(at(20));
+        for demand in [demand, later] {
+            assert!(!demand.is_urgent(at(2)) && demand.is_urgent(at(3)));
+        }
     }
 }

@@ -3,21 +3,29 @@
 //!
 //! | file | what it holds |
 //! |---|---|
+//! | `errand` | one call on its way |
 //! | `gate` | who passes, and who waits |
 //! | `fair` | who is next |
 //! | `rate` | how many requests a second |
 //! | `retries` | which attempts are made again, and how many |
 //! | `breaker` | when a key's KMS is not asked |
 //! | `health` | whether a Region is asked before others |
-//! | `regions` | whose gate, whose budget, whose breaker; what is counted and logged |
+//! | `regions` | whose gate, whose budget, whose breaker |
+//! | `region` | what the keys of a Region share |
+//! | `stop` | what an answer of a Region means |
+//! | `guard` | what stands before a key; what is counted and logged |
 
 mod breaker;
+mod errand;
 mod fair;
 mod gate;
+mod guard;
 mod health;
 mod rate;
+mod region;
 mod regions;
 mod retries;
+mod stop;
 #[cfg(test)]
 mod tests;
 
@@ -42,17 +50,17 @@ use crate::kms::Kms;
 use crate::kms::Unwrapped;
 use crate::kms::Wrapped;
 use crate::kms::aws;
-use crate::kms::guarded::gate::Answer;
-use crate::kms::guarded::gate::Gate;
-use crate::kms::guarded::gate::Turn;
-use crate::kms::guarded::regions::Answered;
-use crate::kms::guarded::regions::Guard;
-use crate::kms::guarded::regions::Judged;
+use crate::kms::guarded::errand::Errand;
+use crate::kms::guarded::errand::Left;
+use crate::kms::guarded::errand::NOBODY;
+use crate::kms::guarded::errand::begin;
+use crate::kms::guarded::guard::Answered;
+use crate::kms::guarded::guard::Request;
+use crate::kms::guarded::guard::chance;
 use crate::kms::guarded::regions::Regions;
-use crate::kms::guarded::regions::Request;
-use crate::kms::guarded::regions::Stop;
-use crate::kms::guarded::regions::chance;
 use crate::kms::guarded::retries::pause;
+use crate::kms::guarded::stop::Judged;
+use crate::kms::guarded::stop::Stop;
 use crate::message::EncryptedDataKey;
 use crate::message::EncryptionContext;
 use crate::metrics::KmsOperation;
@@ -64,8 +72,8 @@ use crate::trace::Tracer;
 ///
 /// An account in a Region is sent at most `requests_per_second`, attempts included; less after each
 /// [`Error::Throttled`], and slowly more again. Calls beyond that wait, and pass in proportion to
-/// the weights of their tenants, those with callers before those without. At most 256 are under way
-/// at once, 64 of a tenant. A call that would not be made in time for its callers ends in
+/// the weights of their tenants, those for which callers wait, or are about to, before the others. At
+/// most 256 are under way at once, 64 of a tenant. A call that would not be made in time for its callers ends in
 /// [`Error::Crowded`] instead, at once where that is known.
 ///
 /// When its turn has come, a call has at most three attempts, each of `attempt_timeout`, and ends
@@ -78,7 +86,8 @@ use crate::trace::Tracer;
 /// A key that is in several Regions is called in one after another: one attempt in each, the usual
 /// ones in the last. A call goes on when a Region throttles, fails, or lets it neither pass nor have
 /// an answer within `attempt_timeout`, so it may take twice that longer for each Region before the
-/// last. After three failed attempts in a row in a Region, calls begin with the next until it has
+/// last. Going on is free while most of those succeed that do, and else within the budget of retries:
+/// when all Regions fail they are asked no more than one is. After three failed attempts in a row in a Region, calls begin with the next until it has
 /// been well for 10 s. What was not asked of a Region tells nothing about it.
 ///
 /// A call whose [`Demand`] has an alternative is made so in every Region, the last one too.
@@ -131,33 +140,42 @@ impl Guarded {
         ask: impl Fn(&'a KeyRef) -> BoxFuture<'a, Result<T, Error>>,
     ) -> Result<T, Error> {
         let mut route = self.regions.route(key, Instant::now());
-        let last = route.pop().expect("every key is in a Region");
-        let mut attempt = 1;
+        let mut last = route.pop().expect("every key is in a Region");
         // A Region without room ends nothing while there is another.
         let passing = demand.map(Demand::with_alternative);
-        let mut told = None;
-        for stop in route {
-            let begin = begin(&stop.guard, operation, passing.as_ref(), attempt);
-            let answer = self.call_once(&stop, begin, || ask(stop.key)).await;
+        let mut errand = Errand {
+            operation,
+            demand: passing.as_ref(),
+            attempts: 0,
+        };
+        let mut left = Left::default();
+        for mut stop in route {
+            if !stop.admits(errand.attempts, Instant::now()) {
+                continue;
+            }
+            left.for_another();
+            let answer = self.call_once(&stop, &mut errand, || ask(stop.key)).await;
             match stop.judged(key, answer) {
                 Judged::Decided(answer) => return answer,
-                Judged::Undecided(error) => told = Some(error),
-                Judged::Useless(_) => {}
+                Judged::Undecided(error) => left.told = Some(error),
+                Judged::Useless(error) => left.useless = Some(stop.useless(&error)),
             }
-            stop.guard.failed_over();
-            attempt += 1;
+            left.last = Some(stop);
         }
+        if !last.admits(errand.attempts, Instant::now()) {
+            return Err(left.error());
+        }
+        left.for_another();
+        errand.demand = demand;
         let ask = || ask(last.key);
-        let answer = if demand.is_some_and(Demand::has_alternative) {
-            let begin = begin(&last.guard, operation, demand, attempt);
-            self.call_once(&last, begin, ask).await
-        } else {
-            self.call_in(&last, operation, demand, attempt, ask).await
+        let answer = match demand.is_some_and(Demand::has_alternative) {
+            true => self.call_once(&last, &mut errand, ask).await,
+            false => self.call_in(&last, &mut errand, ask).await,
         };
         match last.judged(key, answer) {
             Judged::Decided(answer) => answer,
             Judged::Undecided(error) => Err(error),
-            Judged::Useless(error) => Err(match told {
+            Judged::Useless(error) => Err(match left.told {
                 // Where there is no room now there will be some, and that is no outage.
                 Some(told @ (Error::Crowded { .. } | Error::Throttled)) => told,
                 Some(_) | None => last.useless(&error),
@@ -169,13 +187,12 @@ impl Guarded {
     async fn call_once<'a, T: Answered>(
         &'a self,
         stop: &Stop<'_>,
-        begin: impl Future<Output = Result<(Request<'_>, Option<Turn>), Error>>,
+        errand: &mut Errand<'_>,
         ask: impl Fn() -> BoxFuture<'a, Result<T, Error>>,
     ) -> Result<T, Error> {
         let pause = self.attempt;
-        let (request, turn) = tokio::time::timeout(self.attempt, begin)
-            .await
-            .unwrap_or(Err(Error::Crowded { pause }))?;
+        let begun = tokio::time::timeout(self.attempt, begin(&stop.guard, errand)).await;
+        let (request, turn) = begun.unwrap_or(Err(Error::Crowded { pause }))?;
         let deadline = Instant::now() + self.operation;
         let answer = self.attempt(stop, request, deadline, None, ask()).await;
         if let (Err(Error::Throttled), Some(turn)) = (&answer, &turn) {
@@ -184,17 +201,15 @@ impl Guarded {
         answer
     }
 
-    /// As many attempts in a Region as are worth it, numbered from `attempt` on.
+    /// As many attempts in a Region as are worth it.
     async fn call_in<'a, T: Answered>(
         &'a self,
         stop: &Stop<'_>,
-        operation: KmsOperation,
-        demand: Option<&Demand>,
-        mut attempt: u32,
+        errand: &mut Errand<'_>,
         ask: impl Fn() -> BoxFuture<'a, Result<T, Error>>,
     ) -> Result<T, Error> {
-        let guard = &stop.guard;
-        let (mut request, mut turn) = begin(guard, operation, demand, attempt).await?;
+        let (guard, demand) = (&stop.guard, errand.demand);
+        let (mut request, mut turn) = begin(guard, errand).await?;
         let deadline = Instant::now() + self.operation;
         let mut retries = 0;
         loop {
@@ -214,14 +229,13 @@ impl Guarded {
             let Some(pause) = pause(&error, retries, chance()).filter(fits) else {
                 return Err(error);
             };
-            if demand.is_some_and(|demand| demand.lapses(now + pause)) || !guard.retry(now) {
+            let over = demand.is_some_and(|demand| demand.lapses(now + pause));
+            if over || !guard.region().retry(now) {
                 return Err(error);
             }
             tokio::time::sleep(pause).await;
             let latest = deadline - self.attempt;
-            attempt += 1;
-            let begun = begin(guard, operation, demand, attempt);
-            match tokio::time::timeout_at(latest, begun).await {
+            match tokio::time::timeout_at(latest, begin(guard, errand)).await {
                 Ok(Ok(next)) => (request, turn) = next,
                 Ok(Err(_)) | Err(_) => return Err(error),
             }
@@ -264,41 +278,6 @@ impl Guarded {
                 Some(_) | None => return,
             }
         }
-    }
-}
-
-/// Begins a request when its turn has come, unless it shall not be made.
-async fn begin<'g>(
-    guard: &'g Guard,
-    operation: KmsOperation,
-    demand: Option<&Demand>,
-    attempt: u32,
-) -> Result<(Request<'g>, Option<Turn>), Error> {
-    let not_asked = || Error::Unavailable(NOT_ASKED.to_owned());
-    if guard.refuses(Instant::now()) {
-        return Err(not_asked());
-    }
-    let mut turn = match demand {
-        Some(demand) => Some(pass(guard.gate(), demand).await?),
-        None => None,
-    };
-    let now = Instant::now();
-    if demand.is_some_and(|demand| demand.lapses(now)) {
-        return Err(NOBODY);
-    }
-    let request = guard.begin(operation, demand, attempt, now);
-    let request = request.ok_or_else(not_asked)?;
-    if let Some(turn) = &mut turn {
-        turn.use_at(now);
-    }
-    Ok((request, turn))
-}
-
-async fn pass(gate: &Arc<Gate>, demand: &Demand) -> Result<Turn, Error> {
-    match gate.ask(demand, Instant::now()) {
-        Answer::Later(pause) => Err(Error::Crowded { pause }),
-        Answer::Pass(turn) => Ok(turn),
-        Answer::Wait(place) => place.turn().await.map_err(|pause| Error::Crowded { pause }),
     }
 }
 
@@ -388,9 +367,3 @@ async fn tend(regions: Arc<Regions>) {
 
 /// Between two looks for what is not used any more.
 const PERIOD: Duration = Duration::from_secs(10);
-const NOT_ASKED: &str = "not asked, because calls for this key failed a moment ago: one at a time \
-                         tries again every few seconds";
-/// Nobody waits any more. It tells nothing about the service: that was not asked.
-const NOBODY: Error = Error::Crowded {
-    pause: Duration::ZERO,
-};

@@ -4,6 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use serde::Deserialize;
+
 use crate::kms::AWS_PROVIDER;
 use crate::kms::LOCAL_PROVIDER;
 use crate::message::EncryptedDataKey;
@@ -52,6 +54,11 @@ impl KeyRef {
             Self::MultiRegion(replicas) => &replicas.all,
             Self::Aws(_) | Self::Local(_) => std::slice::from_ref(self),
         }
+    }
+
+    /// The key in its preferred Region, where its state is believed: it has no others.
+    pub fn preferred(&self) -> &Self {
+        self.in_regions().first().unwrap_or(self)
     }
 
     /// The ARN of a key of AWS KMS, in the preferred Region.
@@ -193,7 +200,8 @@ pub enum UnfitReplicas {
 
 /// The ARN of an AWS KMS key: `arn:<partition>:kms:<region>:<account>:key/<id>`; no alias, since
 /// an alias can move away from what it wrapped.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash, Deserialize)]
+#[serde(try_from = "String")]
 pub struct Arn {
     text: String,
     region: std::ops::Range<usize>,
@@ -265,6 +273,14 @@ impl FromStr for Arn {
             region: start..start + region.len(),
             id: text.len() - id.len(),
         })
+    }
+}
+
+impl TryFrom<String> for Arn {
+    type Error = MalformedRef;
+
+    fn try_from(text: String) -> Result<Self, MalformedRef> {
+        text.parse()
     }
 }
 

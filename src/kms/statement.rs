@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::kms::Arn;
 use crate::kms::KeyRef;
 use crate::metrics::KmsOperation;
 
@@ -24,6 +25,15 @@ impl Statement {
         Self {
             effect: "Allow",
             action: actions.map(|one| format!("kms:{}", one.label())).collect(),
+            resource: key.to_string(),
+        }
+    }
+
+    /// Allows signatures with `key`, and whatever checks them.
+    pub fn to_sign(key: &Arn) -> Self {
+        Self {
+            effect: "Allow",
+            action: ["kms:GetPublicKey", "kms:Sign"].map(String::from).into(),
             resource: key.to_string(),
         }
     }

@@ -15,21 +15,25 @@ use crate::cli::Failure;
 use crate::cli::Format;
 use crate::cli::serve;
 use crate::cli::yield_bytes;
+use crate::config::Config;
 use crate::directory::Directory;
 use crate::directory::Key;
 use crate::kms;
 use crate::kms::Demand;
+use crate::kms::Guarded;
 use crate::kms::KeyRef;
 use crate::kms::Kms;
 use crate::kms::Statement;
 use crate::kms::local::Purpose;
 use crate::message::EncryptionContext;
 use crate::metrics::KmsOperation;
+use crate::metrics::Metrics;
+use crate::trace::Tracer;
 
 /// Asks about each KMS key of each key in `directory`, and prints the answers. Fails with the exit
 /// code of what is most worth doing something about.
 pub(super) async fn check(
-    config: &kms::Config,
+    config: &Config,
     directory: &Directory,
     within: SignedDuration,
     output: Format,
@@ -100,7 +104,12 @@ fn questions(key: &Key, deadline: Instant) -> Vec<Question> {
                 kms_key: kms_key.clone(),
                 context: context.clone(),
                 operations,
-                demand: Demand::new(key.tenant().id().clone(), key.tenant().weight(), deadline),
+                // The deadline is what ends it, and is told so.
+                demand: Demand::new(
+                    key.tenant().id().clone(),
+                    key.tenant().weight(),
+                    deadline + LONGEST,
+                ),
             }));
         }
     }

@@ -8,7 +8,7 @@ pub(super) fn meaning(code: &str, message: &str) -> Error {
     let said = || sentence(message);
     match code {
         "AccessDeniedException" | "InvalidGrantTokenException" | "NotAuthorized" => {
-            Error::AccessDenied(said())
+            Error::AccessDenied(said().into())
         }
         // Some quote the request that they would have signed, the session token included.
         "ExpiredToken"
@@ -64,7 +64,10 @@ mod tests {
     fn every_code_has_its_meaning() {
         let coded = |code: &str| format!("{code}: why");
         for (code, expected) in [
-            ("AccessDeniedException", Error::AccessDenied(said("why"))),
+            (
+                "AccessDeniedException",
+                Error::AccessDenied(said("why").into()),
+            ),
             (
                 "DependencyTimeoutException",
                 Error::Unavailable(coded("DependencyTimeoutException")),
@@ -78,7 +81,7 @@ mod tests {
             ("InvalidCiphertextException", Error::InvalidCiphertext),
             (
                 "InvalidGrantTokenException",
-                Error::AccessDenied(said("why")),
+                Error::AccessDenied(said("why").into()),
             ),
             ("InvalidKeyUsageException", Error::NotFound(said("why"))),
             (

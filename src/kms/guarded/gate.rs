@@ -129,7 +129,7 @@ impl Gate {
         let mut state = lock(&self.state);
         state.tickets += 1;
         let number = state.tickets;
-        let before = match demand.is_urgent() {
+        let before = match demand.is_urgent(now) {
             true => {
                 let before = state.callers.before(tenant, weight);
                 state.callers.push(tenant, weight, number, ticket);
@@ -155,7 +155,7 @@ impl Gate {
     pub(super) fn look(self: &Arc<Self>, now: Instant) -> Option<Instant> {
         loop {
             let mut state = lock(&self.state);
-            state.promote();
+            state.promote(now);
             let pause = match state.queued() {
                 0 => None,
                 _ => state.rate.as_mut().and_then(|rate| rate.pause(now)),
@@ -245,12 +245,12 @@ impl State {
         rate.map_or(Duration::ZERO, |rate| rate.span(requests, now))
     }
 
-    /// Callers have come to wait for what was ahead of time.
-    fn promote(&mut self) {
+    /// Callers have come to wait for what was ahead of time, or are about to.
+    fn promote(&mut self, now: Instant) {
         if self.ahead.len() == 0 {
             return;
         }
-        for (number, ticket) in self.ahead.take(|ticket| ticket.demand.is_urgent()) {
+        for (number, ticket) in self.ahead.take(|ticket| ticket.demand.is_urgent(now)) {
             let demand = ticket.demand.clone();
             let queue = &mut self.callers;
             queue.push(demand.tenant(), demand.weight(), number, ticket);

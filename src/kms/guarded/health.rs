@@ -29,8 +29,13 @@ pub(super) enum Failover {
 }
 
 impl Health {
-    pub(super) fn is_well(&self) -> bool {
-        self.illness.is_none()
+    /// Whether it is worth while to come here from a Region that has failed: one that is not well may
+    /// be so again when none has for long.
+    pub(super) fn is_hopeful(&self, now: Instant) -> bool {
+        let is_old = |failed| now.saturating_duration_since(failed) >= WHILE;
+        self.illness
+            .as_ref()
+            .is_none_or(|illness| is_old(illness.failed))
     }
 
     /// Whether the call that asks shall try this Region before others. If the Region is not well,
@@ -145,7 +150,9 @@ mod tests {
                         well |= back;
                     }
                 }
-                prop_assert_eq!(health.is_well(), well);
+                prop_assert_eq!(health.illness.is_none(), well);
+                let quiet = last_failure.is_none_or(|failure| now - failure >= WHILE);
+                prop_assert_eq!(health.is_hopeful(now), well || quiet);
             }
         }
     }

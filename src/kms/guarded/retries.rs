@@ -67,6 +67,44 @@ impl Budget {
     }
 }
 
+/// The calls that come to a Region because another has failed them.
+///
+/// While most of them succeed they are free: all calls come when a Region is lost. When they fail too
+/// they are retries as others are.
+#[derive(Default)]
+pub(super) struct Arrivals {
+    /// By how many more of the latest have failed than succeeded, at most [`WORST`].
+    failures: u32,
+    failed: Option<Instant>,
+}
+
+impl Arrivals {
+    /// Whether most of the latest have succeeded. What failed long ago tells nothing.
+    pub(super) fn are_well(&mut self, now: Instant) -> bool {
+        let old = |failed| now.saturating_duration_since(failed) >= MEMORY;
+        if self.failed.is_some_and(old) {
+            *self = Self::default();
+        }
+        self.failures < BAD
+    }
+
+    pub(super) fn succeeded(&mut self) {
+        self.failures = self.failures.saturating_sub(1);
+    }
+
+    pub(super) fn failed(&mut self, now: Instant) {
+        self.failures = (self.failures + 1).min(WORST);
+        self.failed = Some(now);
+    }
+}
+
+/// So many more failures than successes are no accident.
+const BAD: u32 = 8;
+/// Most that are counted: it is soon made up for.
+const WORST: u32 = 16;
+/// For so long after the last of them, failures count.
+const MEMORY: Duration = Duration::from_secs(10);
+
 /// Most retries of a call.
 const MOST: u32 = 2;
 /// The longest first pause after a failure, doubled for the next; all of it is random.

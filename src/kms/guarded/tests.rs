@@ -10,6 +10,7 @@ use super::breaker::Breaker;
 use super::breaker::Change;
 use super::breaker::Verdict;
 use super::regions::Regions;
+use super::retries::Arrivals;
 use super::retries::Budget;
 use super::retries::pause;
 use crate::kms::Error;
@@ -267,6 +268,35 @@ fn a_budget_gives_ten_a_second_and_a_tenth_of_what_succeeds() {
         budget.earn();
     }
     assert_eq!(taken(&mut budget, later), 100);
+}
+
+#[test]
+fn arrivals_are_free_until_more_of_them_fail_than_succeed() {
+    let now = Instant::now();
+    let at = |seconds| now + SECOND * seconds;
+    let mut arrivals = Arrivals::default();
+    for _ in 0..1000 {
+        arrivals.succeeded();
+        arrivals.failed(now);
+        arrivals.succeeded();
+    }
+    for _ in 0..7 {
+        arrivals.failed(now);
+    }
+    assert!(arrivals.are_well(now));
+    for _ in 0..1000 {
+        arrivals.failed(at(1));
+    }
+    for _ in 0..8 {
+        assert!(!arrivals.are_well(at(2)));
+        arrivals.succeeded();
+    }
+    assert!(!arrivals.are_well(at(2)));
+    arrivals.succeeded();
+    assert!(arrivals.are_well(at(2)));
+    arrivals.failed(at(2));
+    assert!(!arrivals.are_well(at(11)));
+    assert!(arrivals.are_well(at(12)), "it is long ago");
 }
 
 /// 10,000 calls, 100 a second, of which each would like to be made again twice.

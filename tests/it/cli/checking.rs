@@ -129,6 +129,27 @@ async fn a_key_that_is_of_no_use_is_told_from_a_kms_that_is_away() {
     assert!(said.contains("NOT_FOUND"), "{said}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_passes_by_itself_is_not_told() {
+    let fake = FakeKms::start().await;
+    let arn = fake.key("eu-west-1");
+    let site = site(&fake, &format!("\"{arn}\""));
+    for fault in [
+        Fault::Code("KMSInternalException", 500),
+        Fault::Code("ThrottlingException", 400),
+    ] {
+        for operation in [Operation::GenerateDataKey, Operation::Decrypt] {
+            fake.fail_next(2, operation, fault.clone());
+        }
+        let (code, said, _) = check(&site, &[]);
+        assert_eq!(code, Some(0), "{fault:?}: {said}");
+    }
+    fake.fail(Operation::Decrypt, Fault::Code("KMSInternalException", 500));
+    let (code, said, _) = check(&site, &[]);
+    assert_eq!(code, Some(69), "{said}");
+    assert!(said.contains("Decrypt UNAVAILABLE"), "{said}");
+}
+
 #[test]
 fn local_keys_are_checked_too() {
     let site = Site::new();

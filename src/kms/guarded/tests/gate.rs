@@ -49,6 +49,13 @@ impl Scene {
         Demand::ahead(tenant, 1, self.now + Duration::from_secs(30))
     }
 
+    /// The same, until it is urgent after so many milliseconds.
+    fn ahead_of(&self, tenant: &str, millis: u64) -> Demand {
+        let tenant = tenant.parse().expect("a tenant");
+        let urgent = self.now + Duration::from_millis(millis);
+        Demand::ahead_of(urgent, tenant, 1, self.now + Duration::from_secs(30))
+    }
+
     fn ask(&self, demand: &Demand) -> Answer {
         self.gate.ask(demand, self.now)
     }
@@ -111,6 +118,22 @@ fn tenants_pass_by_turns_and_weights_and_callers_before_what_is_ahead_of_time() 
     assert_eq!(scene.tally.queue_length(), 14);
     assert_eq!(scene.order(waiting), "abccabccaaaarr");
     assert_eq!(scene.tally.queue_length(), 0);
+}
+
+#[test]
+fn what_is_ahead_of_time_is_urgent_when_its_time_has_come() {
+    let mut scene = Scene::at(Some(10));
+    let demands = [
+        ("r", scene.ahead_of("r", 9000)),
+        ("s", scene.ahead_of("s", 250)),
+        ("t", scene.ahead_of("t", 0)),
+    ]
+    .into_iter()
+    .chain((0..5).map(|_| ("a", scene.demand("a", 9000))));
+    let waiting = demands.map(|(name, demand)| (name, scene.wait(&demand)));
+    let waiting = waiting.collect();
+    // One passes each 100 ms, by turns.
+    assert_eq!(scene.order(waiting), "tasaaaar");
 }
 
 #[test]
