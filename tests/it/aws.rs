@@ -205,7 +205,10 @@ async fn every_code_has_its_meaning_under_either_status_in_one_request() {
     let coded = |code: &str| format!("{code}: {said}");
     let mut calls = 0;
     for (code, expected) in [
-        ("AccessDeniedException", Error::AccessDenied(said.clone())),
+        (
+            "AccessDeniedException",
+            Error::AccessDenied(said.clone().into()),
+        ),
         (
             "DependencyTimeoutException",
             Error::Unavailable(coded("DependencyTimeoutException")),
@@ -219,7 +222,7 @@ async fn every_code_has_its_meaning_under_either_status_in_one_request() {
         ("InvalidCiphertextException", Error::InvalidCiphertext),
         (
             "InvalidGrantTokenException",
-            Error::AccessDenied(said.clone()),
+            Error::AccessDenied(said.clone().into()),
         ),
         ("InvalidKeyUsageException", Error::NotFound(said.clone())),
         (
@@ -544,7 +547,7 @@ async fn a_denial_is_per_caller_operation_and_key() {
     scene.fake.deny(BROKER, Operation::Decrypt, &scene.arn);
     let error = scene.decrypt().await;
     assert!(
-        matches!(&error, Error::AccessDenied(why) if why.contains("kms:Decrypt")),
+        matches!(&error, Error::AccessDenied(why) if why.to_string().contains("kms:Decrypt")),
         "{error}"
     );
     assert!(

@@ -24,6 +24,7 @@ mod reloading;
 mod replica;
 mod replicas;
 mod revocations;
+mod room;
 mod scan;
 mod serving;
 mod site;

@@ -1,5 +1,7 @@
 //! More calls to KMS than it takes: who waits, who passes first, and who is told to come later.
 
+mod fairness;
+mod herd;
 mod quota;
 mod tenants;
 
@@ -73,7 +75,7 @@ fn demand(tenant: &str, millis: u64) -> Demand {
     Demand::new(tenant.parse().unwrap(), 1, until)
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn calls_wait_for_their_turn_or_are_told_when_to_come_again() {
     let scene = Scene::at(1, 10);
     let late = scene.call(&demand("a", 0)).await.unwrap_err();
@@ -87,7 +89,7 @@ async fn calls_wait_for_their_turn_or_are_told_when_to_come_again() {
     assert!(began.elapsed() >= Duration::from_millis(500));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn who_joins_a_call_that_waits_has_it_wait_longer() {
     let scene = Scene::at(2, 10);
     scene.call(&demand("a", 30_000)).await.unwrap();
@@ -107,7 +109,7 @@ async fn who_joins_a_call_that_waits_has_it_wait_longer() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_first_attempt_goes_on_without_callers_and_another_does_not() {
     let scene = Scene::at(1000, 1);
     let _held = scene.fake.hold().await;

@@ -1,6 +1,9 @@
 //! What KMS refuses after it had allowed it: over the real SDK and the fake, on a clock that the test
 //! moves.
 
+mod probes;
+mod replicas;
+
 use std::sync::Arc;
 use std::time::Duration;
 

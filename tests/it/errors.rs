@@ -344,12 +344,12 @@ async fn every_answer_of_kms_has_its_reason_by_the_keys_owner() {
     let cases = [
         (
             "keys/orders",
-            kms::Error::AccessDenied(said()),
+            kms::Error::AccessDenied(said().into()),
             "KMS_ACCESS_DENIED",
         ),
         (
             "keys/own",
-            kms::Error::AccessDenied(said()),
+            kms::Error::AccessDenied(said().into()),
             "TENANT_KMS_DENIED",
         ),
         (

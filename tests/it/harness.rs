@@ -21,6 +21,7 @@
 //!   stream, [`Broker::address`] the port.
 //! - [`Broker::reload_policy`] and [`Broker::reload_tls`] change the running server;
 //!   [`Broker::write`] replaces a file that TLS is loaded from.
+//! - [`unwired`] is a broker without its server, for tests in virtual time.
 //! - It ends when dropped; [`Broker::stop`] ends it in order and waits for that.
 
 mod authority;
@@ -29,6 +30,7 @@ mod local;
 mod refusal;
 pub mod rpcs;
 mod trail;
+pub mod unwired;
 mod wire;
 
 use std::fs;
@@ -231,6 +233,8 @@ pub struct Setup {
     pub operators: Operators,
     /// The folder of the store; one of its own if none.
     pub store: Option<PathBuf>,
+    /// Whether the broker serves before it has taken up any grant of its store.
+    pub early: bool,
     folder: TempDir,
     bundles: Vec<identity::rules::BundleConfig>,
 }
@@ -259,6 +263,7 @@ impl Setup {
             freshness: None,
             operators: Operators::default(),
             store: None,
+            early: false,
             folder: tempfile::tempdir().unwrap(),
             bundles: Vec::new(),
         }
@@ -370,7 +375,9 @@ impl Broker {
             origin: Origin::Store,
         });
         let broker = Arc::new(broker);
-        broker.grants().catch_up().await.unwrap();
+        if !setup.early {
+            broker.grants().catch_up().await.unwrap();
+        }
 
         let trail = Trail::default();
         let parts = Parts {

@@ -1,5 +1,5 @@
 //! A key with replicas in several Regions: which one is called, when another is, and when the
-//! preferred one again.
+//! preferred one again. In virtual time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,6 @@ use crate::support::fake_kms::FakeKms;
 use crate::support::fake_kms::Fault;
 use crate::support::fake_kms::Operation;
 use crate::support::figures;
-use crate::support::scale::scaled;
 
 const NEAR: &str = "eu-west-1";
 const FAR: &str = "us-east-1";
@@ -47,7 +46,7 @@ impl Scene {
     }
 
     async fn with(change: impl FnOnce(&mut Config)) -> Self {
-        let fake = FakeKms::start().await;
+        let fake = FakeKms::in_virtual_time();
         let near = fake.multi_region_key(NEAR);
         let far = fake.replica(&near, FAR);
         let mut config = Config {
@@ -95,7 +94,7 @@ impl Scene {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_preferred_region_is_called_while_it_is_well() {
     let scene = Scene::set().await;
     let wrapped = scene.generate().await.unwrap();
@@ -104,7 +103,7 @@ async fn the_preferred_region_is_called_while_it_is_well() {
     assert_eq!((scene.calls(&scene.near), scene.calls(&scene.far)), (2, 0));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_one_region_cannot_do_now_another_does() {
     type Trouble = fn(&FakeKms);
     let troubles: [(&str, Trouble); 4] = [
@@ -132,7 +131,7 @@ async fn what_one_region_cannot_do_now_another_does() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_region_is_not_blamed_for_callers_who_left_before_it_was_asked() {
     let scene = Scene::set().await;
     scene.fake.region(NEAR).fail_all(Fault::Hang);
@@ -149,7 +148,7 @@ async fn a_region_is_not_blamed_for_callers_who_left_before_it_was_asked() {
     assert_eq!(made.provider_info, scene.far.to_string());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_one_region_refuses_no_other_is_asked() {
     for operation in [Operation::GenerateDataKey, Operation::Decrypt] {
         let scene = Scene::set().await;
@@ -167,7 +166,7 @@ async fn what_one_region_refuses_no_other_is_asked() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_region_that_answers_garbage_is_not_believed_and_not_passed_over() {
     let scene = Scene::set().await;
     scene.fake.region(NEAR).fail_all(Fault::Garbage);
@@ -176,7 +175,7 @@ async fn a_region_that_answers_garbage_is_not_believed_and_not_passed_over() {
     assert_eq!(scene.calls(&scene.far), 0);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_call_fails_when_every_region_does() {
     let scene = Scene::set().await;
     for region in [NEAR, FAR] {
@@ -192,12 +191,12 @@ async fn a_call_fails_when_every_region_does() {
 
 /// The preferred Region is lost under load and comes back: no call fails, and some time after its
 /// return it serves again.
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test(start_paused = true)]
 async fn no_call_fails_when_the_preferred_region_is_lost_and_it_is_taken_back() {
     let scene = Arc::new(Scene::set().await);
     let wrapped = scene.generate().await.unwrap();
     let lost = Instant::now() + Duration::from_secs(1);
-    let found = lost + Duration::from_secs(scaled(4, 60));
+    let found = lost + Duration::from_secs(60);
     let mut ticks = tokio::time::interval(Duration::from_millis(20));
     let mut calls = Vec::new();
     let (mut is_lost, mut is_found) = (false, false);
@@ -242,7 +241,7 @@ async fn no_call_fails_when_the_preferred_region_is_lost_and_it_is_taken_back() 
     assert_eq!(failed, []);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_region_without_room_in_time_leaves_the_call_to_the_next() {
     let scene = Scene::with(|config| config.requests_per_second = 1).await;
     scene.generate().await.unwrap();
@@ -253,7 +252,7 @@ async fn a_region_without_room_in_time_leaves_the_call_to_the_next() {
     assert!(demand.join(until), "who comes now may still join it");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_replica_that_is_of_no_use_makes_no_refusal_of_an_outage() {
     let scene = Scene::set().await;
     scene.fake.region(NEAR).fail_all(Fault::Close);
@@ -268,7 +267,7 @@ async fn a_replica_that_is_of_no_use_makes_no_refusal_of_an_outage() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_replica_that_is_of_no_use_makes_no_outage_of_a_region_without_room() {
     let scene = Scene::set().await;
     let throttle = Fault::Throttle(Duration::ZERO);
@@ -277,7 +276,7 @@ async fn a_replica_that_is_of_no_use_makes_no_outage_of_a_region_without_room() 
     assert_eq!(scene.generate().await.err(), Some(Error::Throttled));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_replica_that_is_of_no_use_leaves_the_call_to_the_next() {
     const THIRD: &str = "ap-south-1";
     let mut scene = Scene::set().await;
@@ -289,7 +288,7 @@ async fn a_replica_that_is_of_no_use_leaves_the_call_to_the_next() {
     assert_eq!(made.provider_info, third.to_string());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_failure_in_a_region_that_is_well_is_tried_again_there() {
     let scene = Scene::set().await;
     scene.fake.region(NEAR).cut_off().await;

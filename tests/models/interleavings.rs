@@ -52,6 +52,7 @@ mod queue;
 mod rate;
 #[path = "records.rs"]
 mod records;
+#[allow(dead_code, reason = "whoever runs what is queued is not modeled")]
 #[path = "../../src/datakeys/refresh.rs"]
 mod refresh;
 #[path = "../support/scale.rs"]

@@ -303,7 +303,12 @@ impl Ledger {
     pub fn refused(&self, error: &kms::Error) {
         let mut pages = self.pages();
         let now = pages.tick();
-        if let kms::Error::AccessDenied(text) | kms::Error::PendingDeletion(text) = error {
+        let text = match error {
+            kms::Error::AccessDenied(denial) => Some(denial.to_string()),
+            kms::Error::PendingDeletion(text) => Some(text.clone()),
+            _ => None,
+        };
+        if let Some(text) = text {
             let number: usize = text.rsplit(' ').next().expect("text").parse().expect("one");
             pages.refusals[number].told.get_or_insert(now);
         }
@@ -455,7 +460,7 @@ impl Pages {
                     None => Refused::Sealing(call.key.clone(), context),
                     Some(_) => Refused::Opening,
                 };
-                (scope, kms::Error::AccessDenied(text))
+                (scope, kms::Error::AccessDenied(text.into()))
             }
             Mood::Deleting => {
                 let scope = Refused::Key(call.key.clone());

@@ -1,7 +1,7 @@
 //! A fake AWS KMS: its wire protocol over HTTP, its rules, and faults on demand.
 //!
 //! The real SDK talks to it, so that timeouts, retries and the decoding of errors are the SDK's.
-//! It checks of signatures the date alone, and knows no grants.
+//! It checks of signatures the date alone, and lets nobody use a grant.
 //!
 //! ```ignore
 //! let fake = FakeKms::start().await;
@@ -22,7 +22,9 @@
 //! | `door` | a port, and the connections that come through it |
 //! | `exchange` | from a request to an answer, or to the fault that takes its place |
 //! | `faults` | what can go wrong, and when |
+//! | `grants` | grants, made, listed and ended |
 //! | `keys` | keys, their names and states, and who may use them |
+//! | `memory` | the way of the real client without a network |
 //! | `quota` | how many calls a second |
 //! | `region` | what can go wrong in a Region as a whole |
 //! | `request` | a request as it is read |
@@ -34,7 +36,9 @@ mod calls;
 mod door;
 mod exchange;
 mod faults;
+mod grants;
 mod keys;
+mod memory;
 mod quota;
 mod region;
 mod request;
@@ -67,6 +71,7 @@ pub use faults::Fault;
 pub use keys::State;
 pub use region::Region;
 
+use super::virtual_time::Virtual;
 use calls::Log;
 use door::Door;
 use faults::Rule;
@@ -80,6 +85,7 @@ pub const BROKER: &str = "AKIABROKER";
 /// What the fake can be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Operation {
+    CreateGrant,
     Decrypt,
     DescribeKey,
     Encrypt,
@@ -92,6 +98,13 @@ pub enum Operation {
 pub struct FakeKms {
     door: Door,
     shared: Arc<Shared>,
+    way: Way,
+}
+
+/// How the clients of [`FakeKms::aws`] come here.
+enum Way {
+    Memory,
+    Ports,
 }
 
 struct Shared {
@@ -112,6 +125,16 @@ impl FakeKms {
 
     /// A fake whose quotas refill, and whose log counts, on `clock`.
     pub async fn start_on(clock: Arc<dyn Clock>) -> Self {
+        Self::new(clock, Way::Ports)
+    }
+
+    /// A fake on tokio's clock, which its clients reach without a network: for tests whose time is
+    /// paused.
+    pub fn in_virtual_time() -> Self {
+        Self::new(Arc::new(Virtual::new()), Way::Memory)
+    }
+
+    fn new(clock: Arc<dyn Clock>, way: Way) -> Self {
         let shared = Arc::new(Shared {
             service: Mutex::default(),
             faults: Mutex::default(),
@@ -124,6 +147,7 @@ impl FakeKms {
         Self {
             door: Door::open(&shared),
             shared,
+            way,
         }
     }
 
@@ -138,16 +162,20 @@ impl FakeKms {
     }
 
     /// The real client, aimed at this fake, with timeouts and a rate that nothing here comes near.
-    /// It meets each Region on a port of its own.
+    /// It meets each Region on a port of its own, if on any.
     pub fn aws(&self) -> Aws {
         self.aws_with(self.config())
     }
 
     /// The same with another configuration.
     pub fn aws_with(&self, config: Config) -> Aws {
+        let client = match self.way {
+            Way::Memory => memory::in_memory(&self.shared),
+            Way::Ports => route::by_region(&self.shared),
+        };
         let sdk = sdk_config(BROKER)
             .into_builder()
-            .http_client(route::by_region(&self.shared))
+            .http_client(client)
             .build();
         Aws::new(&sdk, config).expect("a valid configuration")
     }

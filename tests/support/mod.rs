@@ -12,3 +12,4 @@ pub mod prometheus;
 pub mod proxy;
 pub mod scale;
 pub mod unprivileged;
+pub mod virtual_time;

@@ -119,6 +119,24 @@ impl Site {
         command
     }
 
+    /// A server that is told of a write for which there is no room, and keeps no records: without
+    /// these there would be no answers.
+    pub(super) fn serve_on_full_disks(&self) -> Running {
+        self.edit("keybroker.toml", "[audit]\nfile = \"audit.jsonl\"", "");
+        let command = self.command(&["serve"]);
+        let set = command
+            .get_envs()
+            .filter_map(|(name, value)| Some((name, value?)));
+        // Ignored, the signal leaves the failing write to report itself.
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", "trap '' XFSZ; exec \"$0\" serve"])
+            .arg(command.get_program())
+            .env_clear()
+            .envs(set);
+        Running::logging(shell)
+    }
+
     /// Runs to the end, successfully; what it said.
     pub(super) fn good(&self, args: &[&str]) -> String {
         good(self.command(args), b"")
@@ -255,6 +273,23 @@ impl Running {
                 Err(error) => panic!("no {mark:?}, {error}: {seen:#?}"),
             }
         }
+    }
+
+    /// From now on it writes no byte into any file, as on a full disk.
+    pub(super) fn fill_disk(&self) {
+        self.limit_files("0");
+    }
+
+    /// There is room again.
+    pub(super) fn clear_disk(&self) {
+        self.limit_files("unlimited");
+    }
+
+    fn limit_files(&self, bytes: &str) {
+        let mut prlimit = Command::new("prlimit");
+        let limit = format!("--fsize={bytes}:");
+        prlimit.args(["--pid", &self.id().to_string(), &limit]);
+        good(prlimit, b"");
     }
 
     /// The number of the process.

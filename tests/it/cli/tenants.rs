@@ -198,45 +198,20 @@ async fn a_corrupt_row_denies_its_tenant_and_the_process_lives() {
 #[test]
 fn a_full_disk_refuses_changes_and_reads_go_on() {
     let site = site();
-    // Records go elsewhere: without them there are no answers.
-    site.edit("keybroker.toml", "[audit]\nfile = \"audit.jsonl\"", "");
     let configuration = fs::read_to_string(site.path("keybroker.toml")).unwrap();
     let configuration = format!("tenants_file = \"tenants.toml\"\n{configuration}");
     site.write("keybroker.toml", &configuration);
-    // Ignored, the signal leaves the failing write to report itself.
-    let mut command = site.command(&["serve"]);
-    let mut shell = Command::new("sh");
-    shell
-        .args(["-c", "trap '' XFSZ; exec \"$0\" serve"])
-        .arg(command.get_program())
-        .env_clear()
-        .envs(
-            command
-                .get_envs()
-                .filter_map(|(name, value)| Some((name, value?))),
-        );
-    command = shell;
-    let server = Running::logging(command);
+    let server = site.serve_on_full_disks();
     server.await_line("serving on a Unix socket");
     becomes(&site, "tenants/acme/keys/orders");
 
-    // No byte into any file, which is what a full disk does.
-    let limit = |bytes: &str| {
-        let mut prlimit = Command::new("prlimit");
-        prlimit.args([
-            "--pid",
-            &server.id().to_string(),
-            &format!("--fsize={bytes}:"),
-        ]);
-        good(prlimit, b"");
-    };
-    limit("0");
+    server.fill_disk();
     site.edit("tenants.toml", "\"orders\"", "\"bills\"");
     let line = server.await_line("the store is out of reach, or takes no changes");
     assert!(line.contains("disk"), "{line}");
     server.await_line("configuration reloaded");
     assert!(keys(&site).contains("tenants/acme/keys/orders"));
-    limit("unlimited");
+    server.clear_disk();
     becomes(&site, "tenants/acme/keys/bills");
     assert_eq!(server.stop(), Some(0));
 }

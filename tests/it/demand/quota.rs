@@ -1,4 +1,5 @@
-//! A quota of KMS, met by the real SDK: nobody is throttled to speak of, and nobody starves.
+//! A quota of KMS, met by the real SDK in virtual time: nobody is throttled to speak of, and nobody
+//! starves.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -6,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use keybroker::grpc::pb;
 use keybroker::kms::Demand;
 use keybroker::kms::Guarded;
 use keybroker::kms::KeyRef;
@@ -16,10 +16,9 @@ use keybroker::message::EncryptionContext;
 use keybroker::metrics::Metrics;
 use keybroker::trace::Tracer;
 use tokio::time::Instant;
-use tonic::IntoRequest as _;
 
-use crate::harness::Broker;
 use crate::harness::WEB;
+use crate::harness::unwired::Unwired;
 use crate::support::fake_kms::Counts;
 use crate::support::fake_kms::FakeKms;
 use crate::support::figures;
@@ -31,7 +30,7 @@ const QUOTA: u32 = 50;
 
 /// D-3: ten times the quota, most of it by one tenant. Once with a limit below the quota, and once
 /// with one that is wrong by half.
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test(start_paused = true)]
 async fn ten_times_the_quota_is_shared_out_and_hardly_throttled() {
     let seconds = scaled(10, 60);
     let (below, above) = tokio::join!(storm(40, seconds), storm(75, seconds));
@@ -58,7 +57,7 @@ async fn ten_times_the_quota_is_shared_out_and_hardly_throttled() {
 
 /// 500 calls a second for so long, of callers who wait a second.
 async fn storm(requests_per_second: u32, seconds: usize) -> BTreeMap<Option<String>, Counts> {
-    let fake = FakeKms::start().await;
+    let fake = FakeKms::in_virtual_time();
     let key = KeyRef::Aws(fake.key(REGION));
     fake.region(REGION).throttle_above(QUOTA);
     let config = Config {
@@ -91,10 +90,10 @@ async fn storm(requests_per_second: u32, seconds: usize) -> BTreeMap<Option<Stri
     fake.counts(|call| call.tenant().map(str::to_owned))
 }
 
-/// A thousand tenants whose caches are cold come at once.
-#[tokio::test(flavor = "multi_thread")]
+/// A thousand tenants whose caches are cold come at once, and wait as long as any call may.
+#[tokio::test(start_paused = true)]
 async fn a_thousand_cold_tenants_are_all_served() {
-    let fake = FakeKms::start().await;
+    let fake = FakeKms::in_virtual_time();
     let arn = fake.key(REGION);
     fake.region(REGION).throttle_above(QUOTA);
     let tenants: String = (0..TENANTS)
@@ -105,31 +104,16 @@ async fn a_thousand_cold_tenants_are_all_served() {
             )
         })
         .collect();
-    let broker = Broker::start()
-        .with(|setup| {
-            setup.tenants = tenants;
-            setup.kms = Some(Arc::new(fake.aws()));
-            setup.guard = Some(Config {
-                requests_per_second: 48,
-                ..fake.config()
-            });
-        })
-        .await;
-    let mut clients = Vec::new();
-    for _ in 0..CONNECTIONS {
-        clients.push(broker.caller(WEB).await);
-    }
+    let config = Config {
+        requests_per_second: 48,
+        ..fake.config()
+    };
+    let broker = Unwired::start(&fake, &config, &tenants);
+    let web = broker.caller(WEB);
     let began = Instant::now();
-    let calls = (0..TENANTS).map(|number| {
-        let mut client = clients[number % CONNECTIONS].clone();
-        let mut request = pb::EncryptRequest {
-            name: format!("tenants/t{number}/keys/orders"),
-            plaintext: "x".into(),
-            ..Default::default()
-        }
-        .into_request();
-        request.set_timeout(Duration::from_secs(40));
-        async move { client.encrypt(request).await.map(drop) }
+    let calls = (0..TENANTS).map(async |number| {
+        let key = format!("tenants/t{number}/keys/orders");
+        web.encrypt(&key, &[], PATIENCE).await.map(drop)
     });
     let outcomes = join_all(calls).await;
     let seconds = began.elapsed().as_secs_f64();
@@ -189,4 +173,5 @@ fn sum<'a>(counts: impl Iterator<Item = &'a Counts>) -> Counts {
 }
 
 const TENANTS: usize = 1000;
-const CONNECTIONS: usize = 20;
+/// Of a call, whatever its client's deadline.
+const PATIENCE: Duration = Duration::from_secs(30);

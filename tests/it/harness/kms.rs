@@ -191,7 +191,7 @@ impl FakeKms {
                 operation,
                 key: key.to_string(),
                 context,
-                urgent: demand.is_urgent(),
+                urgent: demand.is_urgent(Instant::now()),
             }),
         }
     }

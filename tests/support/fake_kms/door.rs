@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -101,11 +103,13 @@ async fn converse(stream: TcpStream, shared: Arc<Shared>) {
     let stream = stream.into_std().expect("a socket");
     let handle = stream.try_clone().expect("a second handle");
     let stream = TcpStream::from_std(stream).expect("a socket");
-    let answer = service_fn(|request| {
+    let answer = service_fn(|request: hyper::Request<Incoming>| {
         let shared = Arc::clone(&shared);
         let mut handle = &handle;
         async move {
-            match exchange(request, &shared).await {
+            let (head, body) = request.into_parts();
+            let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+            match exchange(&head.headers, &body, &shared).await {
                 Reply::Answer(response) => return Ok(response),
                 Reply::Reset => {
                     // Closed with a reset instead of an orderly end.

@@ -6,9 +6,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use http_body_util::BodyExt;
 use hyper::HeaderMap;
-use hyper::body::Incoming;
 use jiff::Timestamp;
 use serde_json::Value;
 use uuid::Uuid;
@@ -32,13 +30,9 @@ use super::request;
 use super::request::Answer;
 use super::request::Request;
 
-/// The reply to a request.
-pub async fn exchange(request: hyper::Request<Incoming>, shared: &Arc<Shared>) -> Reply {
-    let (head, body) = request.into_parts();
-    let Ok(body) = body.collect().await else {
-        return Reply::Reset;
-    };
-    let request = match request::parse(&head.headers, &body.to_bytes()) {
+/// The reply to a request of this head and body.
+pub async fn exchange(head: &HeaderMap, body: &[u8], shared: &Arc<Shared>) -> Reply {
+    let request = match request::parse(head, body) {
         Ok(request) => request,
         Err(refusal) => {
             let body = Body::whole(error(refusal.code, &refusal.message));
@@ -49,7 +43,7 @@ pub async fn exchange(request: hyper::Request<Incoming>, shared: &Arc<Shared>) -
     tokio::select! {
         biased;
         () = station.lost() => Reply::Reset,
-        reply = reply(&request, &head.headers, shared, &station) => reply,
+        reply = reply(&request, head, shared, &station) => reply,
     }
 }
 

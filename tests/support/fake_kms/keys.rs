@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::collections::HashSet;
 
 use keybroker::kms::Arn;
+use rcgen::KeyPair;
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -104,12 +105,25 @@ impl FakeKms {
 pub enum Usage {
     Encrypt,
     Mac,
+    Sign,
+}
+
+impl Usage {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Encrypt => "ENCRYPT_DECRYPT",
+            Self::Mac => "GENERATE_VERIFY_MAC",
+            Self::Sign => "SIGN_VERIFY",
+        }
+    }
 }
 
 pub struct Key {
     pub state: State,
     pub usage: Usage,
     pub material: String,
+    /// Of keys that sign.
+    pub pair: Option<KeyPair>,
 }
 
 #[derive(Default)]
@@ -130,6 +144,7 @@ impl Keys {
             state: State::Enabled,
             usage,
             material,
+            pair: (usage == Usage::Sign).then(|| KeyPair::generate().expect("randomness")),
         };
         self.keys.insert((region.to_owned(), id.to_owned()), key);
     }
@@ -189,13 +204,17 @@ impl Keys {
     }
 
     pub fn check(&self, request: &Request, id: &str) -> Result<(), Refusal> {
+        self.check_for(request, id, Usage::Encrypt)
+    }
+
+    fn check_for(&self, request: &Request, id: &str, usage: Usage) -> Result<(), Refusal> {
         self.authorize(request, id)?;
         let arn = arn(&request.region, id);
         let Some(key) = self.keys.get(&(request.region.clone(), id.to_owned())) else {
             return refuse("NotFoundException", &format!("Key '{arn}' does not exist"));
         };
-        if key.usage != Usage::Encrypt {
-            let message = format!("{arn} key usage is GENERATE_VERIFY_MAC");
+        if key.usage != usage {
+            let message = format!("{arn} key usage is {}", key.usage.label());
             return refuse("InvalidKeyUsageException", &message);
         }
         match key.state {

@@ -164,6 +164,11 @@ impl Station {
         cut.wait_for(|cut| *cut).await.expect("the Region stands");
     }
 
+    /// Whether the Region is cut off.
+    pub fn is_lost(&self) -> bool {
+        *self.cut.borrow()
+    }
+
     /// What the Region's clock shows.
     pub fn now(&self) -> Timestamp {
         Timestamp::now() + *lock(&self.skew)

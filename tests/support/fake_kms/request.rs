@@ -39,6 +39,7 @@ pub type Answer = Result<Value, Refusal>;
 pub fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Request, Refusal> {
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let operation = match header("x-amz-target").and_then(|t| t.strip_prefix("TrentService.")) {
+        Some("CreateGrant") => Operation::CreateGrant,
         Some("Decrypt") => Operation::Decrypt,
         Some("DescribeKey") => Operation::DescribeKey,
         Some("Encrypt") => Operation::Encrypt,

@@ -10,6 +10,7 @@ use serde_json::Value;
 use serde_json::json;
 
 use super::Operation;
+use super::grants::Grant;
 use super::keys::ACCOUNT;
 use super::keys::Keys;
 use super::keys::State;
@@ -35,6 +36,7 @@ struct Sealed {
 #[derive(Default)]
 pub struct Service {
     pub keys: Keys,
+    pub grants: Vec<Grant>,
     blobs: HashMap<Vec<u8>, Sealed>,
     strangers: HashSet<String>,
 }
@@ -59,6 +61,7 @@ impl Service {
             );
         }
         match request.operation {
+            Operation::CreateGrant => self.create_grant(request),
             Operation::Decrypt => self.decrypt(request),
             Operation::DescribeKey => self.describe_key(request),
             Operation::Encrypt => self.encrypt(request),
@@ -152,6 +155,7 @@ impl Service {
         let (usage, spec) = match key.usage {
             Usage::Encrypt => ("ENCRYPT_DECRYPT", "SYMMETRIC_DEFAULT"),
             Usage::Mac => ("GENERATE_VERIFY_MAC", "HMAC_256"),
+            Usage::Sign => ("SIGN_VERIFY", "ECC_NIST_P256"),
         };
         Ok(json!({ "KeyMetadata": {
             "AWSAccountId": ACCOUNT,
@@ -195,7 +199,7 @@ fn generate_random(request: &Request) -> Answer {
 }
 
 /// The end of a dry run, which is an error where all is well.
-fn done_dry(request: &Request) -> Result<(), Refusal> {
+pub(super) fn done_dry(request: &Request) -> Result<(), Refusal> {
     match request.is_dry() {
         true => refuse(
             "DryRunOperationException",
@@ -210,7 +214,7 @@ fn ignores_ciphertext(request: &Request) -> bool {
     modifiers.is_some_and(|all| all.iter().any(|one| one == "IGNORE_CIPHERTEXT"))
 }
 
-fn blob(request: &Request, field: &str, limit: usize) -> Result<Vec<u8>, Refusal> {
+pub(super) fn blob(request: &Request, field: &str, limit: usize) -> Result<Vec<u8>, Refusal> {
     let bytes = request.body[field]
         .as_str()
         .map(|text| BASE64_STANDARD.decode(text));
