@@ -106,12 +106,14 @@ fn from_store() {
     let sqlite = runtime.block_on(start::with_sqlite());
     let postgres = runtime.block_on(start::with_postgres());
     let start_seconds = sqlite.start_seconds.max(postgres.start_seconds);
+    let taken_up = sqlite.taken_up_seconds.max(postgres.taken_up_seconds);
     let figures = [
         ("create_sqlite_p50_us", sqlite.create_p50_us),
         ("create_postgres_p50_us", postgres.create_p50_us),
         ("start_million_sqlite_seconds", sqlite.start_seconds),
         ("start_million_postgres_seconds", postgres.start_seconds),
         ("start_million_seconds", start_seconds),
+        ("taken_up_million_seconds", taken_up),
     ];
     for (name, figure) in figures {
         println!("{name}: {figure:.2}");

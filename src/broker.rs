@@ -85,6 +85,7 @@ use crate::store::Freshness;
 
 use binding::bounded;
 use binding::invalid;
+use grants::Asked;
 use opening::Request;
 
 /// Identities, policies, limits and data keys, joined.
@@ -231,6 +232,7 @@ impl Broker {
             account,
             notes,
             patience,
+            asked: Asked::default(),
         }
     }
 }
@@ -258,6 +260,7 @@ pub struct Call<'a> {
     account: Arc<Account>,
     notes: Notes,
     patience: Arc<Patience>,
+    asked: Asked,
 }
 
 /// A sealed message.
@@ -409,7 +412,10 @@ impl Call<'_> {
             from: &from,
             name: name.as_ref(),
         };
-        let message = Message::parse(ciphertext).map_err(|flaw| self.flawed(request, flaw))?;
+        let message = match Message::parse(ciphertext) {
+            Ok(message) => message,
+            Err(flaw) => return Err(self.flawed(request, flaw).await),
+        };
         let (permit, opener) = self.opener(request, &message).await?;
         let plaintext = opener.open(&message, &from.associated_data)?;
         self.note_plaintext(plaintext.len());

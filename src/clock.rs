@@ -10,7 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 /// A point on the machine's boot clock, which goes on while the machine is suspended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Instant(Duration);
 
 impl Instant {

@@ -3,7 +3,12 @@
 //! A change is answered when the store has it. This replica takes it up before that, others when
 //! they hear of it.
 
+mod asked;
+mod due;
+mod kms;
 mod known;
+mod listing;
+mod words;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -20,31 +25,42 @@ use crate::directory::Key;
 use crate::directory::Revocation;
 use crate::error::Error;
 use crate::grants::Backing;
+use crate::grants::Book;
 use crate::grants::Claims;
 use crate::grants::Ending;
-use crate::grants::Excess;
 use crate::grants::Grant;
 use crate::grants::Id;
-use crate::grants::Kind;
 use crate::grants::MAX_TOKEN;
+use crate::grants::MOST_SKEW;
 use crate::grants::Name;
 use crate::grants::Terms;
-use crate::grants::Unfit;
 use crate::grants::Wanted;
+use crate::identity::Caller;
 use crate::identity::Principal;
 use crate::name::KeyName;
 use crate::policy::Action;
 use crate::policy::Denied;
 use crate::policy::Manages;
 use crate::policy::Permit;
+use crate::policy::Policy;
 use crate::policy::Rule;
 use crate::store::grants::Changed;
-use crate::store::grants::Filter;
 use crate::store::grants::Right;
 use crate::store::grants::Unmade;
 use crate::store::grants::Unrenewed;
 
+use words::field_of;
+use words::said;
+
+pub use kms::KmsCreation;
+pub use kms::KmsGrantPage;
+pub use kms::KmsGranted;
 pub use known::Grants;
+pub use listing::GrantPage;
+pub use listing::Listing;
+
+pub(super) use asked::Asked;
+pub(super) use words::grant_id;
 
 /// Whether the store has confirmed a use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,28 +98,6 @@ pub struct Granted {
     pub token: String,
 }
 
-/// Which grants to list, as the caller wrote it.
-pub struct Listing {
-    /// The key's name, or the tenant's for those that may be retired.
-    pub of: String,
-    /// Only this one; empty for all.
-    pub id: String,
-    /// Only those with this grantee, or whose retiring principal this is; empty for all.
-    pub principal: String,
-    /// Most on the page.
-    pub size: i32,
-    /// The last of the page before; empty for the first page.
-    pub after: String,
-}
-
-/// A page of grants.
-pub struct GrantPage {
-    /// The grants, in the order of their ids.
-    pub grants: Vec<Grant>,
-    /// The last one's id, if more may follow.
-    pub next: Option<Id>,
-}
-
 /// Which grant to give back.
 pub enum Retirement {
     /// That of this token.
@@ -118,11 +112,6 @@ pub enum Retirement {
 }
 
 impl Call<'_> {
-    /// What the call may rest on beside key policies.
-    pub(super) fn backing<'a>(&'a self, tokens: &'a [String]) -> Backing<'a> {
-        Backing::new(self.broker.grants.book(), tokens)
-    }
-
     /// Has the store confirm `uses` of what `permit` rests on, where the tenant or the grant wants
     /// that. A grant that is not confirmed is forgotten, so that to authorize again finds another or
     /// none.
@@ -144,7 +133,7 @@ impl Call<'_> {
             false if basis.is_told() => Err(Denied::NoStatement.into()),
             false => {
                 if uses == 1 {
-                    grants.book.end(&id);
+                    self.book(name).end(&id);
                 }
                 Ok(Confirmed::No)
             }
@@ -156,7 +145,7 @@ impl Call<'_> {
     pub(super) fn stands(&self, permit: &Permit) -> Result<(), Error> {
         match permit.rule() {
             Rule::Policy(_) => Ok(()),
-            Rule::Grant(basis) => match self.broker.grants.book.stands(&basis) {
+            Rule::Grant(basis) => match self.book(permit.key().name()).stands(&basis) {
                 Some(true) => Ok(()),
                 Some(false) => Err(Denied::NoStatement.into()),
                 None => Err(out_of_touch()),
@@ -195,25 +184,21 @@ impl Call<'_> {
             record.key = Some(name.clone());
             record.grant = Some(Box::new(said(&wanted)));
         });
-        let (key, manages) = self.managed(name, &tokens)?;
         let principal = self.caller.principal();
         let grants = &self.broker.grants;
-        let right = match manages {
-            Manages::Yes => Right::Administrator,
-            Manages::No => {
-                let candidates = grants.book.delegable(name, principal, &tokens, CANDIDATES);
-                if candidates.is_empty() {
-                    return Err(self.denied_by_grants());
-                }
-                Right::Grants(candidates)
-            }
-        };
+        // The store makes it: without it there is no use in going on.
+        Box::pin(self.learn(name)).await?;
+        let (key, right) = self.right(name, &tokens)?;
         if let Some(constraint) = &wanted.terms.constraint {
             let unfit = constraint.check(key);
             unfit.map_err(|unfit| invalid("constraints", unfit.to_string()))?;
         }
-        grants.check_clock()?;
-        if grants.book.living().of_key(name) >= MOST_OF_A_KEY {
+        self.check_clock(name)?;
+        let held = match grants.is_whole() {
+            true => grants.book.living().of_key(name),
+            false => grants.store.count_grants(name).await?,
+        };
+        if held >= MOST_OF_A_KEY {
             return Err(Error::GrantsExhausted {
                 limit: MOST_OF_A_KEY,
             });
@@ -224,46 +209,14 @@ impl Call<'_> {
             .store
             .create_grant(&wanted, id, principal, &right, ceiling);
         let changed = made.await?.map_err(|unmade| match unmade {
-            Unmade::Denied => self.denied_by_grants(),
+            Unmade::Denied => denied_by_grants(self.book(name)),
             Unmade::NameTaken => Error::GrantNameTaken,
             Unmade::Unfit(unfit) => invalid(field_of(unfit), unfit.to_string()),
         })?;
         self.note_grant(&changed.grant);
-        self.note_manager(manages, &changed.grant);
+        self.note_manager(&right, &changed.grant);
         grants.take_up().await;
         Ok(self.granted(changed))
-    }
-
-    /// Lists the living grants of a key.
-    ///
-    /// # Errors
-    /// Those of the RPC.
-    pub async fn list_grants(&self, listing: Listing) -> Result<GrantPage, Error> {
-        self.look();
-        let name = self.key_name("key", &listing.of)?;
-        self.notes.add(|record| record.key = Some(name.clone()));
-        let filter = filter(&listing, &listing.principal)?;
-        self.administers(&name)?;
-        let grants = &self.broker.grants;
-        let found = grants.store.grants_of_key(&name, &filter).await?;
-        Ok(self.page(found, &filter))
-    }
-
-    /// Lists the living grants that the caller may retire as their retiring principal.
-    ///
-    /// # Errors
-    /// Those of the RPC.
-    pub async fn list_retirable_grants(&self, listing: Listing) -> Result<GrantPage, Error> {
-        self.look();
-        let tenant = self.parent(&listing.of)?;
-        let filter = filter(&listing, "")?;
-        let principal = self.caller.principal();
-        if !listing.principal.is_empty() && listing.principal != principal.as_str() {
-            return Err(Denied::NoStatement.into());
-        }
-        let grants = &self.broker.grants;
-        let found = grants.store.retirable_grants(&tenant, principal, &filter);
-        Ok(self.page(found.await?, &filter))
     }
 
     /// Gives a grant back.
@@ -286,12 +239,8 @@ impl Call<'_> {
             }
         };
         self.note_named(&name, id);
-        let grant = grants.store.grant(&name, &id).await?;
         let principal = self.caller.principal();
-        let may = |grant: &Grant| grant.is_retirable_by(principal);
-        if !grant.as_ref().is_some_and(may) {
-            return Err(Denied::NoStatement.into());
-        }
+        grants.check_retirable(&name, &id, principal).await?;
         self.end(&name, &id, Ending::Retire).await
     }
 
@@ -325,7 +274,8 @@ impl Call<'_> {
         let (name, id) = (self.key_name("key", key)?, grant_id(id)?);
         self.note_named(&name, id);
         let grants = &self.broker.grants;
-        grants.check_clock()?;
+        Box::pin(self.learn(&name)).await?;
+        self.check_clock(&name)?;
         let principal = self.caller.principal();
         let renewed = grants.store.renew_grant(&name, &id, principal, lifetime);
         let changed = renewed.await?.map_err(|unrenewed| match unrenewed {
@@ -345,30 +295,34 @@ impl Call<'_> {
         Ok(())
     }
 
-    fn managed(&self, name: &KeyName, tokens: &[String]) -> Result<(&Arc<Key>, Manages), Error> {
-        let managed = self
-            .policy
-            .manages(&self.caller, name, self.backing(tokens));
-        managed.map_err(|refused| refusal(refused, Action::Decrypt))
+    /// The key `name`, and by what right the caller may make grants for it.
+    fn right(&self, name: &KeyName, tokens: &[String]) -> Result<(&Arc<Key>, Right), Error> {
+        right(&self.policy, &self.caller, name, self.book(name), tokens)
     }
 
-    fn administers(&self, name: &KeyName) -> Result<(), Error> {
+    fn administers(&self, name: &KeyName) -> Result<&Arc<Key>, Error> {
         let managed = self.policy.manages(&self.caller, name, Backing::NONE);
         match managed.map_err(|refused| refusal(refused, Action::Decrypt))? {
-            (_, Manages::Yes) => {
+            (key, Manages::Yes) => {
                 self.notes
                     .add(|record| record.rule = Some("administrators"));
-                Ok(())
+                Ok(key)
             }
             (_, Manages::No) => Err(Denied::NoStatement.into()),
         }
     }
 
-    /// Why somebody may not do what only a grant would allow.
-    fn denied_by_grants(&self) -> Error {
-        match self.broker.grants.book.contact() {
-            Some(_) => Denied::NoStatement.into(),
-            None => out_of_touch(),
+    /// Refuses to give anybody time while it is uncertain what time it is.
+    fn check_clock(&self, name: &KeyName) -> Result<(), Error> {
+        match self.book(name).skew() {
+            Some(skew) if skew > MOST_SKEW => {
+                let why = format!(
+                    "its clock and the broker's are {}s apart: no grant is made or renewed",
+                    skew.as_secs()
+                );
+                Err(Error::StoreUnavailable(why.into()))
+            }
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -380,22 +334,6 @@ impl Call<'_> {
             grant,
             token: token.into_text(),
         }
-    }
-
-    /// Leaves out what is over because what it rests on is.
-    fn page(&self, mut grants: Vec<Grant>, filter: &Filter<'_>) -> GrantPage {
-        let next = grants
-            .last()
-            .filter(|_| grants.len() == filter.most)
-            .map(|last| last.id);
-        let book = &self.broker.grants.book;
-        grants.retain(|grant| book.may_live(grant));
-        GrantPage { grants, next }
-    }
-
-    fn look(&self) {
-        self.notes
-            .add(|record| record.category = audit::Category::Look);
     }
 
     fn manage(&self) {
@@ -414,87 +352,61 @@ impl Call<'_> {
         self.notes.add(|record| record.grant_id = Some(grant.id));
     }
 
-    fn note_manager(&self, manages: Manages, grant: &Grant) {
+    fn note_manager(&self, right: &Right, grant: &Grant) {
         self.notes.add(|record| {
             record.tenant = Some(grant.wanted.key.tenant.clone());
-            record.rule = Some(match manages {
-                Manages::No => "grant",
-                Manages::Yes => "administrators",
+            record.rule = Some(match right {
+                Right::Grants(_) => "grant",
+                Right::Administrator => "administrators",
             });
         });
     }
 }
 
-/// What a grant is to be, for the record: names, and never the values of pairs.
-fn said(wanted: &Wanted) -> audit::Terms {
-    let terms = &wanted.terms;
-    let constraint = terms.constraint.as_ref();
-    let names = constraint.into_iter().flat_map(|one| one.pairs().pairs());
-    audit::Terms {
-        grantee_principal: terms.grantee.to_string(),
-        retiring_principal: wanted.retiring.as_ref().map(Principal::to_string),
-        operations: terms.operations.iter().map(|one| one.label()).collect(),
-        constraint: constraint.map(|one| match one.kind() {
-            Kind::Equals => "EncryptionContextEquals",
-            Kind::Subset => "EncryptionContextSubset",
-        }),
-        encryption_context_keys: names.map(|(name, _)| name.to_owned()).collect(),
-        name: wanted.name.as_ref().map(|name| name.as_str().to_owned()),
-        max_uses: wanted.max_uses.map(|uses| uses.get()),
-    }
-}
-
-/// The request's field that is to blame.
-fn field_of(unfit: Unfit) -> &'static str {
-    match unfit {
-        Unfit::Counted => "max_uses",
-        Unfit::Depth | Unfit::Excess(Excess::Delegation | Excess::Operations) => "operations",
-        Unfit::Excess(Excess::Constraint) => "constraints",
-        Unfit::Excess(Excess::Lifetime) | Unfit::Lifetime { .. } => "lifetime_seconds",
-        Unfit::Renewable { .. } => "renewable_for_seconds",
-    }
-}
-
-fn grant_id(text: &str) -> Result<Id, Error> {
-    text.parse()
-        .map_err(|error: crate::grants::MalformedId| invalid("grant_id", error.to_string()))
-}
-
-fn filter<'a>(listing: &Listing, grantee: &'a str) -> Result<Filter<'a>, Error> {
-    let most = match usize::try_from(listing.size) {
-        Err(_) => {
-            return Err(invalid(
-                "page_size",
-                format!("{} is negative", listing.size),
-            ));
+impl Grants {
+    /// Refuses a `principal` who may not give the grant `id` of `name` back.
+    pub(super) async fn check_retirable(
+        &self,
+        name: &KeyName,
+        id: &Id,
+        principal: &Principal,
+    ) -> Result<(), Error> {
+        match self.store.grant(name, id).await? {
+            Some(grant) if grant.is_retirable_by(principal) => Ok(()),
+            Some(_) | None => Err(Denied::NoStatement.into()),
         }
-        Ok(0) => USUAL_PAGE,
-        Ok(size) => size.min(LARGEST_PAGE),
-    };
-    let after = match listing.after.as_str() {
-        "" => None,
-        text => Some(text.parse().map_err(|_| {
-            let why = "it is not the next_page_token of a page".to_owned();
-            invalid("page_token", why)
-        })?),
-    };
-    let id = match listing.id.as_str() {
-        "" => None,
-        text => Some(grant_id(text)?),
-    };
-    Ok(Filter {
-        after,
-        id,
-        grantee,
-        most,
-    })
+    }
+}
+
+/// The key `name`, and by what right `caller` may make grants for it as far as `book` knows.
+pub(super) fn right<'p>(
+    policy: &'p Policy,
+    caller: &Caller,
+    name: &KeyName,
+    book: &Book,
+    tokens: &[String],
+) -> Result<(&'p Arc<Key>, Right), Error> {
+    let managed = policy.manages(caller, name, Backing::new(book, tokens));
+    let (key, manages) = managed.map_err(|refused| refusal(refused, Action::Decrypt))?;
+    if manages == Manages::Yes {
+        return Ok((key, Right::Administrator));
+    }
+    let candidates = book.delegable(name, caller.principal(), tokens, CANDIDATES);
+    match candidates.is_empty() {
+        true => Err(denied_by_grants(book)),
+        false => Ok((key, Right::Grants(candidates))),
+    }
+}
+
+/// Why somebody may not do what only a grant of `book` would allow.
+fn denied_by_grants(book: &Book) -> Error {
+    match book.contact() {
+        Some(_) => Denied::NoStatement.into(),
+        None => out_of_touch(),
+    }
 }
 
 /// Most living grants of a key: as many as AWS KMS allows.
 const MOST_OF_A_KEY: usize = 50_000;
 /// Most grants that are looked at for the right to make another.
 const CANDIDATES: usize = 16;
-/// Grants on a page unless the caller says how many.
-const USUAL_PAGE: usize = 50;
-/// Most grants on a page.
-const LARGEST_PAGE: usize = 100;

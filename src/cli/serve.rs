@@ -114,7 +114,7 @@ impl Broking {
         let sink = sink(&config.audit, &telemetry, metrics.clone())?;
         let audit = Audit::new(sink, Arc::clone(&clock));
         let guarded = Guarded::new(
-            Arc::new(backends),
+            backends,
             &config.kms.aws,
             metrics.clone(),
             telemetry.tracer(),

@@ -18,11 +18,15 @@ use crate::grants::TokenKeys;
 use crate::grants::Use;
 use crate::identity::Principal;
 use crate::name::KeyName;
+use crate::sync::Mutex;
+use crate::sync::lock;
 
 /// What a replica knows of grants: those that live, up to which change of the store, and since
 /// when.
 pub struct Book {
     living: ArcSwap<Living>,
+    /// Grants that ended here while all is read anew: what is read may not know that.
+    ended: Mutex<Option<Vec<Id>>>,
     contact: ArcSwapOption<Contact>,
     keys: ArcSwap<TokenKeys>,
     clock: Arc<dyn Clock>,
@@ -93,9 +97,23 @@ impl Book {
     pub fn new(keys: TokenKeys, clock: Arc<dyn Clock>) -> Self {
         Self {
             living: ArcSwap::default(),
+            ended: Mutex::default(),
             contact: ArcSwapOption::empty(),
             keys: ArcSwap::from_pointee(keys),
             clock,
+        }
+    }
+
+    /// An empty book, never in touch, with the same keys and clock: for what the store says of a
+    /// part of the grants.
+    #[must_use]
+    pub fn apart(&self) -> Self {
+        Self {
+            living: ArcSwap::default(),
+            ended: Mutex::default(),
+            contact: ArcSwapOption::empty(),
+            keys: ArcSwap::from(self.keys()),
+            clock: Arc::clone(&self.clock),
         }
     }
 
@@ -109,23 +127,33 @@ impl Book {
         self.keys.store(Arc::new(keys));
     }
 
+    /// All is read anew from now on: before the store is asked. What ends here meanwhile is over in
+    /// what [`Book::replace`] brings, too.
+    pub fn begin_anew(&self) {
+        lock(&self.ended).get_or_insert_default();
+    }
+
     /// Takes `living` for all that there is: before [`Book::heard`] of the change up to which it is
     /// whole.
     pub fn replace(&self, living: Living) {
+        let mut ended = lock(&self.ended);
+        for id in ended.take().iter().flatten() {
+            living.end(id);
+        }
         self.living.store(Arc::new(living));
     }
 
     /// Takes up what the store says of one grant. A grant comes after those that it rests on.
     pub fn apply(&self, grant: &Grant) {
-        let living = self.living.load();
-        match grant.ending {
-            None => living.insert(grant),
-            Some(_) => living.end(&grant.id),
-        }
+        self.living.load().apply(grant);
     }
 
     /// Forgets the grant `id`, which is over or was removed.
     pub fn end(&self, id: &Id) {
+        let mut ended = lock(&self.ended);
+        if let Some(ended) = &mut *ended {
+            ended.push(*id);
+        }
         self.living.load().end(id);
     }
 
@@ -142,6 +170,21 @@ impl Book {
     /// The latest contact; none if there never was one.
     pub fn contact(&self) -> Option<Contact> {
         self.contact.load().as_deref().copied()
+    }
+
+    /// Whether grants count: the store was heard of in the last [`PATIENCE`].
+    pub fn is_in_touch(&self) -> bool {
+        let contact = self.contact();
+        contact.is_some_and(|contact| !contact.is_lost(&*self.clock))
+    }
+
+    /// Whether all that the book `other` may know has come here, too.
+    pub fn is_level_with(&self, other: &Self) -> bool {
+        match (self.contact(), other.contact()) {
+            (Some(own), Some(other)) => own.applied >= other.applied,
+            (Some(_), None) => true,
+            (None, _) => false,
+        }
     }
 
     /// How far the store's clock and this machine's are apart; none before the first contact. That

@@ -197,6 +197,14 @@ impl Living {
         groups.grants += 1;
     }
 
+    /// Takes up what the store says of one grant. A grant comes after those that it rests on.
+    pub fn apply(&self, grant: &Grant) {
+        match grant.ending {
+            None => self.insert(grant),
+            Some(_) => self.end(&grant.id),
+        }
+    }
+
     /// Ends the grant `id`, and with it all that rest on it.
     pub fn end(&self, id: &Id) {
         let _writing = lock(&self.writing);

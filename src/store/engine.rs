@@ -28,7 +28,7 @@ impl Engine {
     pub(super) async fn connect(&self) -> Result<Connection, Error> {
         Ok(match self {
             Self::Postgres(options) => Connection::Postgres(options.connect().await?),
-            Self::Sqlite(options) => Connection::Sqlite(options.connect().await?),
+            Self::Sqlite(options) => Connection::Sqlite(sqlite::connect(options).await?),
         })
     }
 }
@@ -151,6 +151,15 @@ impl Connection {
             Self::Sqlite(_) => "BEGIN",
         };
         self.run(statement, &[]).await
+    }
+
+    /// Has what this transaction reads in an index's order come by that index: PostgreSQL, which may
+    /// know nothing of a table's size yet, would sort all of it for each page.
+    pub(super) async fn keep_to_indexes(&mut self) -> Result<u64, Error> {
+        match self {
+            Self::Postgres(_) => self.run("SET LOCAL enable_sort = off", &[]).await,
+            Self::Sqlite(_) => Ok(0),
+        }
     }
 
     /// Keeps others from changing the tables themselves until the transaction ends.

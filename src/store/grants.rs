@@ -1,6 +1,7 @@
 //! Grants: made, renewed and ended each in a transaction of its own, read by key, by who may retire
 //! them, and by what has changed. Every statement names the tenant.
 
+mod held;
 mod news;
 mod row;
 

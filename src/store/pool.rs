@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio::time::sleep_until;
 
-use crate::crypto::random;
+use crate::crypto::random::jittered;
 use crate::store::Error;
 use crate::store::engine::Connection;
 use crate::store::engine::Engine;
@@ -111,14 +111,6 @@ impl DerefMut for Lease {
     fn deref_mut(&mut self) -> &mut Connection {
         self.connection.as_mut().expect("it is there until the end")
     }
-}
-
-/// `span`, or up to half as much more.
-pub(super) fn jittered(span: Duration) -> Duration {
-    let mut byte = [0];
-    // Without randomness there is no jitter, and nothing worse.
-    let _ = random::fill(&mut byte);
-    span + span * u32::from(byte[0]) / 512
 }
 
 /// Least between two connections.

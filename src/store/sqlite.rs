@@ -10,10 +10,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use sqlx::ConnectOptions as _;
+use sqlx::SqliteConnection;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::sqlite::SqliteJournalMode;
 use sqlx::sqlite::SqliteSynchronous;
+use tokio::time::Instant;
+use tokio::time::sleep;
 
+use crate::crypto::random::jittered;
 use crate::store::Error;
 
 /// How to open the file at `path`, which is made if it is not there, as is its folder. Whoever could
@@ -74,6 +78,25 @@ pub(super) fn options(path: &Path) -> Result<SqliteConnectOptions, Error> {
         .disable_statement_logging())
 }
 
+/// A connection. Of two that first set up the write-ahead log, SQLite tells one at once that the file
+/// is busy, however long it is to wait: that one asks again.
+pub(super) async fn connect(options: &SqliteConnectOptions) -> Result<SqliteConnection, Error> {
+    let end = Instant::now() + BUSY;
+    loop {
+        match options.connect().await {
+            Err(error) if is_busy(&error) && Instant::now() < end => sleep(jittered(AGAIN)).await,
+            connected => return Ok(connected?),
+        }
+    }
+}
+
+fn is_busy(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    // Of an extended code the last byte is the code.
+    let code = code.and_then(|code| code.parse::<u32>().ok());
+    code.is_some_and(|code| code & 0xff == SQLITE_BUSY)
+}
+
 /// Refuses an SQLite before 3.51.3: of what was committed, they can lose some when a log is reset
 /// while another connection writes.
 pub(super) fn check_version(found: &str) -> Result<(), Error> {
@@ -90,6 +113,9 @@ pub(super) fn check_version(found: &str) -> Result<(), Error> {
 const OLDEST: (u32, u32, u32) = (3, 51, 3);
 /// How long to wait for another process that writes.
 const BUSY: Duration = Duration::from_secs(3);
+/// Between two tries to connect.
+const AGAIN: Duration = Duration::from_millis(10);
+const SQLITE_BUSY: u32 = 5;
 /// Rows on their way from SQLite's thread.
 const ROWS: usize = 1024;
 

@@ -10,10 +10,10 @@ use sqlx::postgres::PgPoolOptions;
 use tokio::time::sleep;
 use tokio::time::timeout;
 
+use crate::crypto::random::jittered;
 use crate::store::Error;
 use crate::store::Store;
 use crate::store::engine::Engine;
-use crate::store::pool::jittered;
 use crate::store::within;
 
 impl Store {

@@ -1,5 +1,7 @@
 //! Grants over the wire: made, used and ended, and what records say of them.
 
+mod early;
+mod kms;
 mod limits;
 mod replicas;
 mod rights;

@@ -10,9 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
+use tokio::task::JoinSet;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use crate::broker::Broker;
 use crate::cli::chain;
@@ -138,6 +140,9 @@ impl Follower {
 
     /// Follows until it is dropped.
     pub(super) async fn run(self: Arc<Self>) -> Infallible {
+        // Ends with this. Aside: how long it takes is up to how many grants there are.
+        let mut loading = JoinSet::new();
+        loading.spawn(Arc::clone(&self).load());
         tokio::select! {
             never = self.store.listen() => never,
             never = self.poll() => never,
@@ -162,13 +167,14 @@ impl Follower {
 
     async fn poll(&self) -> Infallible {
         let mut lost = self.ground.lock().await.known.is_none();
-        // How long the first takes is up to how many there are.
-        let _ = self.broker.grants().catch_up().await;
         loop {
             // Err: nobody has told of anything.
             let _ = timeout(POLL, self.store.wait()).await;
-            let grants = self.broker.grants().catch_up().await;
             let caught_up = self.catch_up_and_tell().await;
+            let grants = match self.broker.grants().is_whole() {
+                true => self.broker.grants().catch_up().await,
+                false => Ok(()),
+            };
             let error = caught_up.and(grants).err();
             self.metrics.degraded(Dependency::Store, error.is_some());
             self.metrics.store_age(self.freshness.age());

@@ -54,6 +54,7 @@ impl Store {
             if since.is_none() {
                 take(Told::Whole);
             }
+            within(lease.keep_to_indexes()).await?;
             tell(&mut lease, since, now, take).await?;
         }
         within(lease.run("COMMIT", &[])).await?;

@@ -46,6 +46,14 @@ impl Replica {
         }
     }
 
+    /// One in which work may stand in line, as it does where tests share a processor.
+    pub(super) fn patient(postgres: &Postgres) -> Self {
+        let replica = Self::of(postgres, postgres.address());
+        let patient = "[limits]\nqueue_delay = \"10s\"";
+        replica.site.edit("keybroker.toml", "[limits]", patient);
+        replica
+    }
+
     pub(super) fn serve(mut self) -> Self {
         self.start();
         self
@@ -127,13 +135,7 @@ impl Replica {
 
 /// Three brokers that serve `tenants`.
 pub(super) async fn fleet(postgres: &Postgres, tenants: &str) -> [Replica; 3] {
-    let fleet = [(); 3].map(|()| {
-        let replica = Replica::of(postgres, postgres.address());
-        // Work stands in line as a matter of course where tests share a processor.
-        let patient = "[limits]\nqueue_delay = \"10s\"";
-        replica.site.edit("keybroker.toml", "[limits]", patient);
-        replica.serve()
-    });
+    let fleet = [(); 3].map(|()| Replica::patient(postgres).serve());
     fleet[0].apply(tenants);
     for replica in &fleet {
         replica.becomes("tenants/acme/keys/orders").await;

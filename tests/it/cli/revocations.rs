@@ -84,31 +84,47 @@ async fn a_strict_tenants_grant_is_never_used_after_it_was_taken_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_stood_still_serves_nothing_that_was_taken_back() {
     let postgres = Postgres::start();
-    let fleet = fleet(&postgres, GRANTING).await;
-    let [first, .., last] = &mut *holders(&fleet).await else {
+    let mut fleet = Vec::from(fleet(&postgres, GRANTING).await);
+    for _ in fleet.len()..scaled(3, 11) {
+        let one = Replica::patient(&postgres).serve();
+        one.becomes("tenants/acme/keys/orders").await;
+        fleet.push(one);
+    }
+    let [maker, sleepers @ ..] = fleet.as_slice() else {
         panic!("three brokers");
     };
-    let server = fleet[2].server.as_ref().unwrap();
-    for number in 0..scaled(1, 30) {
-        let held = first.create(number, 600).await.unwrap();
-        assert!(last.uses(&held).await.unwrap());
-        server.signal("STOP");
-        first.revoke(&held.id).await.unwrap();
-        let mut waiting = Box::pin(last.uses(&held));
-        // Its request is on the way, and its time as it was.
-        let patience = scaled(Duration::from_secs(6), Duration::from_secs(30));
-        let answer = tokio::time::timeout(patience, &mut waiting).await;
-        assert!(answer.is_err(), "it stands still");
-        server.signal("CONT");
-        assert!(!matches!(waiting.await, Ok(true)), "it was taken back");
-        let refused = async {
-            while last.uses(&held).await.is_err() {
-                tokio::task::yield_now().await;
-            }
-        };
-        crate::harness::soon(refused).await;
-        assert!(!last.uses(&held).await.unwrap());
-    }
+    // Side by side: what takes long is to stand still.
+    let sleepers = (1..).zip(sleepers).map(async |(number, sleeper)| {
+        let mut first = Holder::soon_at(&maker.site.path("")).await;
+        let mut last = Holder::soon_at(&sleeper.site.path("")).await;
+        for round in 0..scaled(1, 20) {
+            stand_still(&mut first, sleeper, &mut last, number * 100 + round).await;
+        }
+    });
+    join_all(sleepers).await;
+}
+
+/// Has `replica` stand still while `first` takes back the grant `number` that `last` uses there.
+async fn stand_still(first: &mut Holder, replica: &Replica, last: &mut Holder, number: u64) {
+    let server = replica.server.as_ref().unwrap();
+    let held = first.create(number, 600).await.unwrap();
+    assert!(last.uses(&held).await.unwrap());
+    server.signal("STOP");
+    first.revoke(&held.id).await.unwrap();
+    let mut waiting = Box::pin(last.uses(&held));
+    // Its request is on the way, and its time as it was.
+    let patience = scaled(Duration::from_secs(6), Duration::from_secs(30));
+    let answer = tokio::time::timeout(patience, &mut waiting).await;
+    assert!(answer.is_err(), "it stands still");
+    server.signal("CONT");
+    assert!(!matches!(waiting.await, Ok(true)), "it was taken back");
+    let refused = async {
+        while last.uses(&held).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    crate::harness::soon(refused).await;
+    assert!(!last.uses(&held).await.unwrap());
 }
 
 async fn holders(fleet: &[Replica]) -> Vec<Holder> {
