@@ -45,6 +45,7 @@ pub use binding::MAX_ASSOCIATED_DATA;
 pub use binding::MAX_PLAINTEXT;
 pub use binding::Pairs;
 pub use explain::Explanation;
+pub use explain::Leave;
 pub use explain::Question;
 pub use grants::Creation;
 pub use grants::GrantPage;

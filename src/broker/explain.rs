@@ -1,14 +1,19 @@
 //! Why a principal would be allowed or denied an operation. The code that decides calls decides
 //! here too; of what it gives leave to do, nothing but the reason comes out.
 
+use std::sync::Arc;
+
 use crate::audit::Category;
 use crate::broker::AdminCall;
 use crate::broker::Binding;
 use crate::broker::binding::bound;
 use crate::broker::binding::invalid;
 use crate::broker::binding::refusal;
+use crate::broker::grants::grant_id;
+use crate::broker::grants::right;
 use crate::directory::Role;
 use crate::error::Error;
+use crate::grants;
 use crate::grants::Backing;
 use crate::grants::Operation;
 use crate::identity::Caller;
@@ -18,10 +23,12 @@ use crate::name::KeyName;
 use crate::name::TenantId;
 use crate::policy;
 use crate::policy::Action;
+use crate::policy::Denied;
 use crate::policy::Direction;
 use crate::policy::Permit;
 use crate::policy::Policy;
 use crate::policy::Rule;
+use crate::store::grants::Right;
 
 /// What is asked: would `principal` be allowed `operation`, bound so?
 pub struct Question {
@@ -32,6 +39,8 @@ pub struct Question {
     /// With which key and context: of a message to open, the context that the principal itself
     /// would have sealed it with.
     pub binding: Binding,
+    /// The grant that is to be retired, as text; empty for everything else.
+    pub grant: String,
 }
 
 /// The answer, for operators.
@@ -41,7 +50,25 @@ pub struct Explanation {
     /// The first list of the key's policy that names the principal, whatever that allows.
     pub role: Option<Role>,
     /// What allows it, or why it fails.
-    pub outcome: Result<Rule, Error>,
+    pub outcome: Result<Leave, Error>,
+}
+
+/// What allows something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// A grant.
+    Grant(grants::Id),
+    /// The list of the key policy that gives this role.
+    Policy(Role),
+}
+
+impl From<Rule> for Leave {
+    fn from(rule: Rule) -> Self {
+        match rule {
+            Rule::Grant(basis) => Self::Grant(basis.id()),
+            Rule::Policy(role) => Self::Policy(role),
+        }
+    }
 }
 
 impl AdminCall<'_> {
@@ -49,7 +76,7 @@ impl AdminCall<'_> {
     ///
     /// # Errors
     /// Those of the RPC.
-    pub fn explain(&self, question: &Question) -> Result<Explanation, Error> {
+    pub async fn explain(&self, question: &Question) -> Result<Explanation, Error> {
         self.notes.add(|record| record.category = Category::Look);
         let binding = &question.binding;
         bound(FIELDS, binding)?;
@@ -57,7 +84,7 @@ impl AdminCall<'_> {
             let why = "it is no principal: a SPIFFE id, dns:{name} or unix:uid={uid},gid={gid}";
             invalid("principal", why.to_owned())
         })?;
-        let wish = wish(question.operation)?;
+        let wish = wish(question)?;
         let policy = self.broker.policy();
         let Some(caller) = policy.rules().would_map(&id) else {
             return Ok(Explanation {
@@ -81,9 +108,42 @@ impl AdminCall<'_> {
             Rule::Grant(_) => None,
             Rule::Policy(role) => Some(role),
         });
+        let grants = &self.broker.grants;
+        let asked = match grants.is_whole() {
+            true => None,
+            false => grants.ask(&name, &caller).await.ok().map(Arc::new),
+        };
+        let book = grants.book_beside(asked.as_ref());
+        let admitted = self.broker.admit(policy.directory(), &caller).map(|_| ());
+        let outcome = match (admitted, wish) {
+            (Err(refused), _) => Err(refused),
+            (Ok(()), Wish::Create) => {
+                let right = right(&policy, &caller, &name, book, &[]);
+                right.and_then(|(_, right)| match right {
+                    Right::Administrator => Ok(Leave::Policy(Role::Administrator)),
+                    Right::Grants(candidates) => match candidates.first() {
+                        Some(first) => Ok(Leave::Grant(*first)),
+                        None => Err(Denied::NoStatement.into()),
+                    },
+                })
+            }
+            (Ok(()), Wish::Retire(id)) => {
+                let retirable = grants.check_retirable(&name, &id, caller.principal());
+                retirable.await.map(|()| Leave::Grant(id))
+            }
+            (Ok(()), Wish::See) => {
+                let seen = policy.authorize_describe(&caller, &name, Backing::new(book, &[]));
+                let seen = seen.map_err(|refused| refusal(refused, FIELDS));
+                seen.map(|(_, rule)| rule.into())
+            }
+            (Ok(()), Wish::Use(action)) => {
+                let backing = Backing::new(book, &[]);
+                self.decide(&policy, &caller, action, &name, &binding.context, backing)
+            }
+        };
         Ok(Explanation {
             role,
-            outcome: self.decide(&policy, &caller, wish, &name, &binding.context),
+            outcome,
             tenant: Some(caller.tenant().clone()),
         })
     }
@@ -92,58 +152,59 @@ impl AdminCall<'_> {
         &self,
         policy: &Policy,
         caller: &Caller,
-        wish: Wish,
+        action: Action,
         name: &KeyName,
         own: &[(String, String)],
-    ) -> Result<Rule, Error> {
-        let broker = self.broker;
-        broker.admit(policy.directory(), caller)?;
-        let grants = Backing::new(broker.grants.book(), &[]);
-        let decided = match wish {
-            Wish::See => {
-                let seen = policy.authorize_describe(caller, name, grants);
-                let (_, rule) = seen.map_err(|refused| refusal(refused, FIELDS))?;
-                return Ok(rule);
+        grants: Backing<'_>,
+    ) -> Result<Leave, Error> {
+        let decided = match action.direction() {
+            Direction::Open => {
+                let header = match policy.directory().key(name) {
+                    Some(key) => policy::seal_context(key, caller, own),
+                    None => Ok(EncryptionContext::default()),
+                };
+                let header = header.map_err(|why| refusal(why.into(), FIELDS))?;
+                policy.authorize_open(caller, action, Some(name), &header, own, grants)
             }
-            Wish::Use(action) => match action.direction() {
-                Direction::Open => {
-                    let header = match policy.directory().key(name) {
-                        Some(key) => policy::seal_context(key, caller, own),
-                        None => Ok(EncryptionContext::default()),
-                    };
-                    let header = header.map_err(|why| refusal(why.into(), FIELDS))?;
-                    policy.authorize_open(caller, action, Some(name), &header, own, grants)
-                }
-                Direction::Seal => policy.authorize_seal(caller, action, name, own, grants),
-            },
+            Direction::Seal => policy.authorize_seal(caller, action, name, own, grants),
         };
         let permit: Permit = decided.map_err(|refused| refusal(refused, FIELDS))?;
-        broker.check_freshness(permit.key().tenant().max_staleness())?;
-        Ok(permit.rule())
+        let limit = permit.key().tenant().max_staleness();
+        self.broker.check_freshness(limit)?;
+        Ok(permit.rule().into())
     }
 }
 
 /// What somebody wants of a key.
 #[derive(Clone, Copy)]
 enum Wish {
+    Create,
+    Retire(grants::Id),
     See,
     Use(Action),
 }
 
-fn wish(operation: Operation) -> Result<Wish, Error> {
-    Ok(Wish::Use(match operation {
-        Operation::Decrypt => Action::Decrypt,
-        Operation::DescribeKey => return Ok(Wish::See),
-        Operation::Encrypt => Action::Encrypt,
-        Operation::GenerateDataKey => Action::GenerateDataKey,
-        Operation::GenerateDataKeyWithoutPlaintext => Action::GenerateDataKeyWithoutPlaintext,
-        Operation::ReEncryptFrom => Action::ReEncryptFrom,
-        Operation::ReEncryptTo => Action::ReEncryptTo,
-        Operation::CreateGrant | Operation::RetireGrant => {
-            let why = "it is about a grant: ask about an operation with a key";
-            return Err(invalid("operation", why.to_owned()));
+fn wish(question: &Question) -> Result<Wish, Error> {
+    let wish = match question.operation {
+        Operation::CreateGrant => Wish::Create,
+        Operation::Decrypt => Wish::Use(Action::Decrypt),
+        Operation::DescribeKey => Wish::See,
+        Operation::Encrypt => Wish::Use(Action::Encrypt),
+        Operation::GenerateDataKey => Wish::Use(Action::GenerateDataKey),
+        Operation::GenerateDataKeyWithoutPlaintext => {
+            Wish::Use(Action::GenerateDataKeyWithoutPlaintext)
         }
-    }))
+        Operation::ReEncryptFrom => Wish::Use(Action::ReEncryptFrom),
+        Operation::ReEncryptTo => Wish::Use(Action::ReEncryptTo),
+        Operation::RetireGrant => return grant_id(&question.grant).map(Wish::Retire),
+    };
+    match question.grant.as_str() {
+        "" => Ok(wish),
+        _ => {
+            let why = "the operation is not about a grant that there is".to_owned();
+            Err(invalid("grant_id", why))
+        }
+    }
 }
 
 /// Whose fields are called as the question's.

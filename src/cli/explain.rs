@@ -29,6 +29,9 @@ pub(super) struct Args {
     /// A pair of the encryption context that the principal would name; may be repeated.
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     context: Vec<(String, String)>,
+    /// The grant, to retire it.
+    #[arg(long, value_name = "ID", required_if_eq("operation", "RetireGrant"))]
+    grant: Option<String>,
     /// How to print it.
     #[arg(long, value_enum, default_value = "text")]
     output: Format,
@@ -47,6 +50,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         operation: args.operation,
         key,
         context: args.context,
+        grant: args.grant,
     });
     let verdict = verdict.await.map_err(|error| Failure::broker(&error))?;
     let text = match args.output {

@@ -8,6 +8,7 @@ use tonic::Status;
 
 use crate::broker::Binding;
 use crate::broker::Explanation;
+use crate::broker::Leave;
 use crate::broker::Question;
 use crate::broker::Receipt;
 use crate::directory::Standing;
@@ -18,7 +19,6 @@ use crate::grpc::pb;
 use crate::grpc::pb::admin_service_server::AdminService;
 use crate::grpc::service::Service;
 use crate::grpc::service::failure;
-use crate::policy::Rule;
 use crate::store::Absent;
 use crate::store::Applied;
 use crate::store::Replica;
@@ -81,7 +81,7 @@ impl AdminService for Service {
         request: Request<pb::ExplainRequest>,
     ) -> Result<Response<pb::ExplainResponse>, Status> {
         self.administer(request, async |call, request| {
-            Ok(explained(call.explain(&question(request)?)?))
+            Ok(explained(call.explain(&question(request)?).await?))
         })
         .await
     }
@@ -142,6 +142,7 @@ fn question(request: pb::ExplainRequest) -> Result<Question, Error> {
         operation: number,
         key,
         encryption_context,
+        grant_id,
     } = request;
     let operation = operation(number).ok_or_else(|| Error::Invalid {
         field: "operation",
@@ -157,6 +158,7 @@ fn question(request: pb::ExplainRequest) -> Result<Question, Error> {
         principal,
         operation,
         binding,
+        grant: grant_id,
     })
 }
 
@@ -172,17 +174,18 @@ fn explained(explanation: Explanation) -> pb::ExplainResponse {
         ..pb::ExplainResponse::default()
     };
     match outcome {
-        Ok(rule) => {
-            let (grant_id, explanation) = match rule {
-                Rule::Grant(basis) => (basis.id().to_string(), "a grant allows it".to_owned()),
-                Rule::Policy(role) => {
+        Ok(leave) => {
+            let (rule, grant_id, explanation) = match leave {
+                Leave::Grant(id) => ("grant", id.to_string(), "a grant allows it".to_owned()),
+                Leave::Policy(role) => {
                     let list = role.label();
-                    (String::new(), format!("the key's policy allows it: {list}"))
+                    let explanation = format!("the key's policy allows it: {list}");
+                    (list, String::new(), explanation)
                 }
             };
             pb::ExplainResponse {
                 allowed: true,
-                rule: rule.label().to_owned(),
+                rule: rule.to_owned(),
                 grant_id,
                 explanation,
                 ..known

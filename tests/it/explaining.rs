@@ -156,6 +156,7 @@ async fn an_explanation_names_the_rule_the_grant_or_what_is_missing() {
         operation: encrypt.into(),
         key: "keys/orders".into(),
         encryption_context: pairs([("order", "7")]),
+        ..Default::default()
     };
     let said = alice.explain(request.clone()).await.unwrap().into_inner();
     assert!(said.allowed && said.rule == "users", "{said:?}");
@@ -193,6 +194,63 @@ async fn an_explanation_names_the_rule_the_grant_or_what_is_missing() {
 }
 
 #[tokio::test]
+async fn who_may_make_and_give_back_a_grant_is_explained() {
+    let orders = "kms = \"local:acme-orders\"\n";
+    let administered = format!("{orders}administrators = [\"{ADMIN}\"]\n");
+    let tenants = TENANTS.replacen(orders, &administered, 1);
+    let broker = start(|setup| setup.tenants = tenants).await;
+    let mut alice = broker.operator(ALICE).await;
+    let of = |service| format!("spiffe://prod.example/tenant/acme/sa/{service}");
+    let (worker, retirer) = (of("worker"), of("retirer"));
+    let operations = [GrantOperation::Encrypt, GrantOperation::CreateGrant];
+    let wish = pb::CreateGrantRequest {
+        key: ORDERS.into(),
+        grantee_principal: worker.clone(),
+        retiring_principal: retirer.clone(),
+        operations: operations.map(Into::into).into(),
+        ..Default::default()
+    };
+    let made = broker.granter(ADMIN).await.create_grant(wish).await;
+    let id = made.unwrap().into_inner().grant.unwrap().id;
+
+    let create = GrantOperation::CreateGrant;
+    for (who, rule) in [(ADMIN, "administrators"), (&worker, "grant"), (WEB, "")] {
+        let said = explained(&mut alice, who, create, ORDERS).await;
+        assert_eq!(
+            (said.allowed, &*said.rule),
+            (!rule.is_empty(), rule),
+            "{who}"
+        );
+        let handed_on = pb::CreateGrantRequest {
+            key: ORDERS.into(),
+            grantee_principal: of("other"),
+            operations: vec![GrantOperation::Encrypt.into()],
+            ..Default::default()
+        };
+        let made = broker.granter(who).await.create_grant(handed_on).await;
+        assert_eq!(said.reason, outcome(made.map(drop)), "{who}");
+    }
+    for (who, reason) in [(&*worker, "POLICY_DENIED"), (&*retirer, "")] {
+        let request = pb::ExplainRequest {
+            principal: who.into(),
+            operation: GrantOperation::RetireGrant.into(),
+            key: ORDERS.into(),
+            grant_id: id.clone(),
+            ..Default::default()
+        };
+        let said = alice.explain(request).await.unwrap().into_inner();
+        assert_eq!(said.reason, reason, "{who}");
+        let request = pb::RetireGrantRequest {
+            key: ORDERS.into(),
+            grant_id: id.clone(),
+            ..Default::default()
+        };
+        let retired = broker.granter(who).await.retire_grant(request).await;
+        assert_eq!(outcome(retired.map(drop)), reason, "{who}");
+    }
+}
+
+#[tokio::test]
 async fn standing_and_lost_touch_are_explained_too() {
     let clock = Arc::new(Manual::new(jiff::Timestamp::now()));
     let freshness = Arc::new(Freshness::new(clock.clone(), Duration::from_secs(60)));
@@ -226,6 +284,7 @@ async fn a_question_that_is_none_is_refused_and_a_good_one_is_on_record() {
         operation: GrantOperation::Encrypt.into(),
         key: "keys/orders".into(),
         encryption_context: pairs([("order", "very-private")]),
+        ..Default::default()
     };
     for bad in [
         pb::ExplainRequest {
@@ -245,7 +304,11 @@ async fn a_question_that_is_none_is_refused_and_a_good_one_is_on_record() {
             ..good.clone()
         },
         pb::ExplainRequest {
-            operation: GrantOperation::CreateGrant.into(),
+            operation: GrantOperation::RetireGrant.into(),
+            ..good.clone()
+        },
+        pb::ExplainRequest {
+            grant_id: "00".repeat(32),
             ..good.clone()
         },
     ] {
