@@ -41,7 +41,7 @@ const CONTRACTS: [&str; 3] = [
     "proto/keybroker/v1/key_broker.proto",
 ];
 
-const SECRETIVE: [&str; 34] = [
+const SECRETIVE: [&str; 36] = [
     ".keybroker.v1.ApplyRequest",
     ".keybroker.v1.ExplainRequest",
     ".keybroker.v1.EncryptRequest",
@@ -71,6 +71,8 @@ const SECRETIVE: [&str; 34] = [
     ".keybroker.v1.GrantConstraints",
     ".keybroker.v1.CreateGrantRequest",
     ".keybroker.v1.CreateGrantResponse",
+    ".keybroker.v1.CreateKmsGrantRequest",
+    ".keybroker.v1.CreateKmsGrantResponse",
     ".keybroker.v1.ListGrantsResponse",
     ".keybroker.v1.ListRetirableGrantsResponse",
     ".keybroker.v1.RetireGrantRequest",

@@ -51,6 +51,9 @@ pub use grants::Creation;
 pub use grants::GrantPage;
 pub use grants::Granted;
 pub use grants::Grants;
+pub use grants::KmsCreation;
+pub use grants::KmsGrantPage;
+pub use grants::KmsGranted;
 pub use grants::Listing;
 pub use grants::Retirement;
 pub use keys::Page;
@@ -72,6 +75,7 @@ use crate::directory::Tenant;
 use crate::error::Error;
 use crate::identity::Caller;
 use crate::identity::Session;
+use crate::kms::Delegation;
 use crate::message::Message;
 use crate::metrics::Metrics;
 use crate::name::KeyName;
@@ -97,6 +101,8 @@ pub struct Broker {
     /// Of the tenants; none where nobody else can change them.
     freshness: Option<Arc<Freshness>>,
     grants: Grants,
+    /// Where grants of KMS are made; none where they cannot be.
+    delegation: Option<Arc<dyn Delegation>>,
     management: ArcSwap<Management>,
 }
 
@@ -109,6 +115,7 @@ impl Broker {
             data_keys,
             freshness: None,
             grants,
+            delegation: None,
             management: ArcSwap::default(),
         }
     }
@@ -118,6 +125,15 @@ impl Broker {
     pub fn following(self, freshness: Arc<Freshness>) -> Self {
         Self {
             freshness: Some(freshness),
+            ..self
+        }
+    }
+
+    /// The same broker, which makes and ends grants of KMS by `delegation`.
+    #[must_use]
+    pub fn delegating(self, delegation: Arc<dyn Delegation>) -> Self {
+        Self {
+            delegation: Some(delegation),
             ..self
         }
     }

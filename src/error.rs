@@ -70,6 +70,9 @@ pub enum Error {
     /// directory names does not exist.
     #[error("KMS refuses the broker: {0}")]
     KmsAccessDenied(String),
+    /// The KMS behind the key has no grants of its own.
+    #[error("the KMS of the key has no grants")]
+    KmsGrantsUnsupported,
     /// KMS takes no more calls, by its own word or by our budget, and nothing usable is cached.
     #[error("KMS throttles")]
     KmsThrottled {
@@ -265,6 +268,7 @@ impl Error {
             | Self::KeyDisabled
             | Self::KeyPendingDeletion(_)
             | Self::KmsAccessDenied(_)
+            | Self::KmsGrantsUnsupported
             | Self::Malformed
             | Self::MessageTooLarge { .. }
             | Self::MethodUnknown
@@ -298,6 +302,7 @@ impl Error {
             Self::KeyDisabled => "KEY_DISABLED",
             Self::KeyPendingDeletion(_) => "KEY_PENDING_DELETION",
             Self::KmsAccessDenied(_) => "KMS_ACCESS_DENIED",
+            Self::KmsGrantsUnsupported => "KMS_GRANTS_UNSUPPORTED",
             Self::KmsThrottled { .. } => "KMS_THROTTLED",
             Self::KmsUnavailable(_) => "KMS_UNAVAILABLE",
             Self::Malformed => "REQUEST_MALFORMED",

@@ -89,6 +89,8 @@ pub mod pb {
         GrantConstraints,
         CreateGrantRequest,
         CreateGrantResponse,
+        CreateKmsGrantRequest,
+        CreateKmsGrantResponse,
         ListGrantsResponse,
         ListRetirableGrantsResponse,
         RetireGrantRequest,

@@ -5,6 +5,7 @@
 
 pub mod aws;
 mod backends;
+mod delegation;
 mod demand;
 mod denial;
 mod guarded;
@@ -15,6 +16,13 @@ mod statement;
 pub use backends::Backends;
 pub use backends::Config;
 pub use backends::LocalConfig;
+pub use delegation::Delegated;
+pub use delegation::Delegation;
+pub use delegation::IamPrincipal;
+pub use delegation::Made;
+pub use delegation::MalformedIamPrincipal;
+pub use delegation::Matching;
+pub use delegation::Undelegated;
 pub use demand::Demand;
 pub use denial::Denial;
 pub(crate) use guarded::Fair;

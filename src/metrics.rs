@@ -276,6 +276,16 @@ impl Metrics {
         gauge.store(degraded.into(), Relaxed);
     }
 
+    /// Sets how many grants of KMS should have ended a minute ago and have not.
+    pub fn kms_grants_overdue(&self, grants: u64) {
+        self.0.values.kms_grants_overdue.store(grants, Relaxed);
+    }
+
+    /// Counts a grant of KMS that could not be ended when it was due.
+    pub fn kms_grant_failed(&self) {
+        self.0.values.kms_grant_failures.fetch_add(1, Relaxed);
+    }
+
     /// Sets how many tenants of the store are not usable, and so are denied everything.
     pub fn refused_tenants(&self, tenants: usize) {
         let tenants = tenants.try_into().unwrap_or(u64::MAX);

@@ -10,6 +10,7 @@
 //! | `config` | which engine, where, and how its server is known |
 //! | `engine`, `sqlite`, `postgres` | a connection to either, with what makes it safe |
 //! | `grants` | grants, and what has changed of them |
+//! | `kms_grants` | grants of AWS KMS, and when they are to end |
 //! | `pool` | connections, few and made slowly |
 //! | `replicas` | the brokers that share it, and how much of it each knows |
 //! | `schema` | the tables, and how older ones become them |
@@ -22,6 +23,7 @@ mod engine;
 mod error;
 mod freshness;
 pub mod grants;
+pub mod kms_grants;
 mod pool;
 mod postgres;
 mod replicas;

@@ -143,6 +143,7 @@ impl Broking {
         let freshness = Arc::new(Freshness::new(Arc::clone(&clock), limit));
         let broker = Broker::new(policy, quotas, data_keys, grants);
         broker.manage(config.management());
+        let broker = broker.delegating(delegation);
         let broker = Arc::new(broker.following(Arc::clone(&freshness)));
         let instance = audit.instance();
         let presence = Presence::new(Arc::clone(&store), Arc::clone(&clock), instance, limit);

@@ -1,5 +1,7 @@
 //! The RPCs about grants: parse, act, render.
 
+mod kms;
+
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -153,6 +155,47 @@ impl GrantService for Service {
         })
         .await
     }
+
+    async fn create_kms_grant(
+        &self,
+        request: Request<pb::CreateKmsGrantRequest>,
+    ) -> Result<Response<pb::CreateKmsGrantResponse>, Status> {
+        self.serve(request, async |call, request| {
+            let created = call.create_kms_grant(kms::creation(request)?).await?;
+            Ok(pb::CreateKmsGrantResponse {
+                grant: Some(kms::render(&created.grant)),
+                grant_token: created.token,
+            })
+        })
+        .await
+    }
+
+    async fn list_kms_grants(
+        &self,
+        request: Request<pb::ListKmsGrantsRequest>,
+    ) -> Result<Response<pb::ListKmsGrantsResponse>, Status> {
+        self.serve(request, async |call, request| {
+            let page = call.list_kms_grants(kms::listing(request)).await?;
+            let next = page.next.map(|id| id.to_string());
+            Ok(pb::ListKmsGrantsResponse {
+                grants: page.grants.iter().map(kms::render).collect(),
+                next_page_token: next.unwrap_or_default(),
+            })
+        })
+        .await
+    }
+
+    async fn revoke_kms_grant(
+        &self,
+        request: Request<pb::RevokeKmsGrantRequest>,
+    ) -> Result<Response<pb::RevokeKmsGrantResponse>, Status> {
+        self.serve(request, async |call, request| {
+            let pb::RevokeKmsGrantRequest { key, grant_id } = request;
+            call.revoke_kms_grant(&key, &grant_id).await?;
+            Ok(pb::RevokeKmsGrantResponse {})
+        })
+        .await
+    }
 }
 
 fn creation(request: pb::CreateGrantRequest) -> Result<Creation, Error> {
@@ -168,12 +211,7 @@ fn creation(request: pb::CreateGrantRequest) -> Result<Creation, Error> {
         max_uses,
         grant_tokens,
     } = request;
-    let known = operations.into_iter().map(operation);
-    let operations: Option<Vec<Operation>> = known.collect();
-    let operations = operations.and_then(Operations::new).ok_or_else(|| {
-        let why = "there is none, or one that keys cannot do".to_owned();
-        invalid("operations", why)
-    })?;
+    let operations = list(operations)?;
     let grantee = grantee_principal.parse();
     let grantee = grantee.map_err(|error: crate::identity::principal::MalformedPattern| {
         invalid("grantee_principal", format!("it is {error}"))
@@ -191,6 +229,15 @@ fn creation(request: pb::CreateGrantRequest) -> Result<Creation, Error> {
         renewable: seconds(renewable_for_seconds),
         max_uses: NonZeroU32::new(max_uses),
         tokens: grant_tokens,
+    })
+}
+
+fn list(operations: Vec<i32>) -> Result<Operations, Error> {
+    let known = operations.into_iter().map(operation);
+    let operations: Option<Vec<Operation>> = known.collect();
+    operations.and_then(Operations::new).ok_or_else(|| {
+        let why = "there is none, or one that keys cannot do".to_owned();
+        invalid("operations", why)
     })
 }
 

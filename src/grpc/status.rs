@@ -75,6 +75,7 @@ fn code(error: &Error) -> Code {
         Error::GrantNotRenewable
         | Error::KeyDisabled
         | Error::KeyPendingDeletion(_)
+        | Error::KmsGrantsUnsupported
         | Error::TenantKmsConfigInvalid(_)
         | Error::TenantKmsDenied(_)
         | Error::TenantSuspended
@@ -133,6 +134,10 @@ fn sentence(error: &Error) -> String {
         Error::KmsAccessDenied(_) => {
             "KMS refuses the broker's own role on this key: those who run the broker must grant \
              kms:GenerateDataKey and kms:Decrypt on it"
+                .into()
+        }
+        Error::KmsGrantsUnsupported => {
+            "the KMS behind this key has no grants of its own: use a key of AWS KMS, or CreateGrant"
                 .into()
         }
         Error::KmsThrottled { .. } => {
@@ -312,6 +317,7 @@ fn metadata(error: &Error) -> HashMap<String, String> {
         | Error::KeyDisabled
         | Error::KeyPendingDeletion(_)
         | Error::KmsAccessDenied(_)
+        | Error::KmsGrantsUnsupported
         | Error::KmsThrottled { .. }
         | Error::KmsUnavailable(_)
         | Error::Malformed
@@ -352,6 +358,7 @@ fn describe(error: &Error, request_id: &str, details: &mut ErrorDetails) {
         Error::GrantNotRenewable
         | Error::KeyDisabled
         | Error::KeyPendingDeletion(_)
+        | Error::KmsGrantsUnsupported
         | Error::TenantSuspended
         | Error::TenantsFileSet => {
             details.add_precondition_failure_violation(error.reason(), "", sentence(error));
@@ -410,6 +417,7 @@ fn pause(error: &Error) -> Option<Duration> {
         | Error::KeyDisabled
         | Error::KeyPendingDeletion(_)
         | Error::KmsAccessDenied(_)
+        | Error::KmsGrantsUnsupported
         | Error::KmsUnavailable(_)
         | Error::Malformed
         | Error::MessageTooLarge { .. }

@@ -13,10 +13,14 @@ use crate::crypto::Secret;
 use crate::kms::Arn;
 use crate::kms::DATA_KEY;
 use crate::kms::DataKey;
+use crate::kms::Delegated;
+use crate::kms::Delegation;
 use crate::kms::Demand;
 use crate::kms::Error;
 use crate::kms::KeyRef;
 use crate::kms::Kms;
+use crate::kms::Made;
+use crate::kms::Undelegated;
 use crate::kms::Unwrapped;
 use crate::kms::Wrapped;
 use crate::kms::aws;
@@ -81,6 +85,25 @@ impl Backends {
                 "{key}: no local KMS is configured"
             ))),
         }
+    }
+}
+
+#[async_trait]
+impl Delegation for Backends {
+    async fn create_grant(
+        &self,
+        key: &Arn,
+        delegation: &Delegated<'_>,
+    ) -> Result<Made, Undelegated> {
+        self.aws.create_grant(key, delegation).await
+    }
+
+    async fn revoke_grant(&self, key: &Arn, id: &str) -> Result<Option<String>, Error> {
+        self.aws.revoke_grant(key, id).await
+    }
+
+    async fn grants_named(&self, key: &Arn, name: &str) -> Result<Vec<String>, Error> {
+        self.aws.grants_named(key, name).await
     }
 }
 

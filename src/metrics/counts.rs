@@ -35,6 +35,8 @@ pub(super) struct Values {
     pub(super) audit_best_effort: AtomicU64,
     pub(super) kms_degraded: AtomicU64,
     pub(super) store_degraded: AtomicU64,
+    pub(super) kms_grants_overdue: AtomicU64,
+    pub(super) kms_grant_failures: AtomicU64,
     pub(super) tenants_refused: AtomicU64,
     pub(super) store_age: AtomicU64,
     pub(super) store_skew: AtomicU64,

@@ -158,6 +158,20 @@ pub(super) fn register(meter: &Meter, values: &Arc<Values>) {
         }))
         .build();
     meter
+        .u64_observable_gauge("keybroker_kms_grants_overdue")
+        .with_description("Grants of AWS KMS that should have ended a minute ago and have not.")
+        .with_callback(reading(values, |values, instrument| {
+            instrument.observe(values.kms_grants_overdue.load(Relaxed), &[]);
+        }))
+        .build();
+    meter
+        .u64_observable_counter("keybroker_kms_grant_failures")
+        .with_description("Times that a grant of AWS KMS could not be ended when it was due.")
+        .with_callback(reading(values, |values, instrument| {
+            instrument.observe(values.kms_grant_failures.load(Relaxed), &[]);
+        }))
+        .build();
+    meter
         .u64_observable_gauge("keybroker_tenants_refused")
         .with_description("Tenants that are denied everything: what the store has is not usable.")
         .with_callback(reading(values, |values, instrument| {

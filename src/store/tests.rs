@@ -1,6 +1,8 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use sqlx::Connection as _;
+use sqlx::Executor as _;
 use tempfile::TempDir;
 
 use super::*;
@@ -198,6 +200,42 @@ async fn stores_that_begin_and_change_at_once_do_not_get_in_each_others_way() {
 }
 
 #[tokio::test]
+async fn a_new_file_that_somebody_else_begins_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    let options = sqlite::options(&path).unwrap();
+    // Before it has a write-ahead log.
+    let mut other = sqlx::SqliteConnection::connect(path.to_str().unwrap())
+        .await
+        .unwrap();
+    other.execute("BEGIN IMMEDIATE").await.unwrap();
+    let connecting = async move { Engine::Sqlite(options.into()).connect().await };
+    let mut connecting = tokio::spawn(connecting);
+    let waiting = timeout(Duration::from_millis(50), &mut connecting).await;
+    assert!(waiting.is_err(), "it waits");
+    other.execute("ROLLBACK").await.unwrap();
+    connecting.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_written_to_is_an_outage_for_writes_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder);
+    let file = documents([("acme", "a")]);
+    store.apply(&file, Absent::Keep).await.unwrap();
+    let read_only = async |statement| {
+        let mut lease = store.writing.take().await.unwrap();
+        lease.run(statement, &[]).await.unwrap();
+        lease.give_back();
+    };
+    read_only("PRAGMA query_only = ON").await;
+    let refused = store.apply(&documents([]), Absent::Remove).await;
+    assert!(refused.unwrap_err().is_outage());
+    let news = store.news(None).await.unwrap().unwrap();
+    assert_eq!((news.number, news.tenants.len()), (1, 1));
+}
+
+#[tokio::test]
 async fn a_store_of_a_newer_version_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     open(&folder).prepare().await.unwrap();
@@ -328,6 +366,7 @@ async fn tables_of_an_older_version_become_those_of_this_one() {
         &folder,
         "ALTER TABLE tenants DROP COLUMN suspended; ALTER TABLE tenants DROP COLUMN purged;
          DROP TABLE grants; DROP TABLE replicas;
+         DROP TABLE kms_grants; DROP TABLE kms_grants_turn;
          UPDATE schema_version SET version = 1",
     )
     .await;

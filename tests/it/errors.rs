@@ -76,6 +76,11 @@ const TABLE: &[Row] = &[
         &["PreconditionFailure"],
     ),
     ("KMS_ACCESS_DENIED", Code::Internal, &["Help"]),
+    (
+        "KMS_GRANTS_UNSUPPORTED",
+        Code::FailedPrecondition,
+        &["PreconditionFailure"],
+    ),
     ("KMS_THROTTLED", Code::Unavailable, &["RetryInfo"]),
     ("KMS_UNAVAILABLE", Code::Unavailable, &["RetryInfo"]),
     ("MESSAGE_TOO_LARGE", Code::InvalidArgument, &["BadRequest"]),
@@ -213,9 +218,10 @@ async fn provoke(reason: &str) -> Status {
             web.encrypt(request).await.unwrap_err()
         }
         "FIELD_INVALID" => refused(encrypt("no name", "x")).await,
-        "GRANTS_EXHAUSTED" | "GRANT_NAME_TAKEN" | "GRANT_NOT_RENEWABLE" => {
-            grants::provoke(reason).await
-        }
+        "GRANTS_EXHAUSTED"
+        | "GRANT_NAME_TAKEN"
+        | "GRANT_NOT_RENEWABLE"
+        | "KMS_GRANTS_UNSUPPORTED" => grants::provoke(reason).await,
         "IDENTITY_EXPIRED" => {
             let clock = Arc::new(clock::Manual::new(Timestamp::now()));
             let theirs = clock.clone();

@@ -159,6 +159,23 @@ async fn call(granter: &mut Granter, rpc: &str, key: &str, id: &str) -> Result<(
             let request = pb::RevokeGrantRequest { key, grant_id };
             granter.revoke_grant(identified(request)).await.map(drop)
         }
+        "CreateKmsGrant" => {
+            let request = pb::CreateKmsGrantRequest { key, ..kms::wish() };
+            let created = granter.create_kms_grant(identified(request));
+            created.await.map(drop)
+        }
+        "ListKmsGrants" => {
+            let request = pb::ListKmsGrantsRequest {
+                key,
+                ..Default::default()
+            };
+            granter.list_kms_grants(identified(request)).await.map(drop)
+        }
+        "RevokeKmsGrant" => {
+            let request = pb::RevokeKmsGrantRequest { key, grant_id };
+            let revoked = granter.revoke_kms_grant(identified(request));
+            revoked.await.map(drop)
+        }
         "RenewGrant" => {
             let request = pb::RenewGrantRequest {
                 key,

@@ -77,6 +77,7 @@ use keybroker::grpc::tls::Material;
 use keybroker::identity;
 use keybroker::identity::Operators;
 use keybroker::identity::Rules;
+use keybroker::kms::Delegation;
 use keybroker::kms::Guarded;
 use keybroker::kms::Kms;
 use keybroker::kms::Reach;
@@ -222,6 +223,8 @@ pub struct Setup {
     pub clock: Arc<dyn Clock>,
     /// Another KMS than the fake one.
     pub kms: Option<Arc<dyn Kms>>,
+    /// Where grants of KMS are made; nowhere if none.
+    pub delegation: Option<Arc<dyn Delegation>>,
     /// What stands before the KMS, as in `serve`; nothing does otherwise, so that tests of what is
     /// behind see each failure once.
     pub guard: Option<aws::Config>,
@@ -258,6 +261,7 @@ impl Setup {
             quota: quota::Config::default(),
             clock: Arc::new(clock::System),
             kms: None,
+            delegation: None,
             guard: None,
             cache: datakeys::Config::default(),
             freshness: None,
@@ -366,6 +370,9 @@ impl Broker {
             .unwrap_or_else(|| setup.folder.path().to_owned());
         let grants = grants(&store, Arc::clone(&setup.clock));
         let mut broker = keybroker::broker::Broker::new(policy, quotas, data_keys, grants);
+        if let Some(delegation) = setup.delegation {
+            broker = broker.delegating(delegation);
+        }
         if let Some(freshness) = setup.freshness {
             broker = broker.following(freshness);
         }

@@ -147,6 +147,7 @@ impl Follower {
             never = self.store.listen() => never,
             never = self.poll() => never,
             never = self.forget() => never,
+            never = self.end_kms_grants() => never,
         }
     }
 
@@ -161,6 +162,28 @@ impl Follower {
             sleep(FORGET).await;
             if let Err(error) = self.broker.grants().forget().await {
                 tracing::warn!(error = chain(&error), "grants of old stay in the store");
+            }
+        }
+    }
+
+    /// Takes up all grants. Until then the store is asked at each use.
+    async fn load(self: Arc<Self>) {
+        let grants = self.broker.grants();
+        while let Err(error) = grants.catch_up().await {
+            tracing::warn!(error = chain(&error), "not all grants are known yet");
+            sleep(POLL).await;
+        }
+        // Not in half a second: of what has changed meanwhile some was decided on already.
+        let _ = grants.catch_up().await;
+    }
+
+    /// Ends grants of KMS that are due.
+    async fn end_kms_grants(&self) -> Infallible {
+        let holder = Uuid::new_v4().to_string();
+        loop {
+            sleep(END_KMS_GRANTS).await;
+            if let Err(error) = self.broker.end_due_kms_grants(&holder).await {
+                tracing::warn!(error = chain(&error), "grants of KMS wait for the store");
             }
         }
     }
@@ -290,6 +313,8 @@ impl Follower {
     }
 }
 
+/// Between two looks at grants of KMS that are due.
+const END_KMS_GRANTS: Duration = Duration::from_secs(1);
 /// Between two looks at what is over.
 const FORGET: Duration = Duration::from_secs(3600);
 const LOST: &str = "the store is out of reach, or takes no changes: tenants stay as they were last \

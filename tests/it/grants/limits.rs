@@ -227,6 +227,10 @@ pub async fn provoke(reason: &str) -> Status {
             crowd(&broker);
             create(&mut admin, decrypting()).await.unwrap_err()
         }
+        "KMS_GRANTS_UNSUPPORTED" => {
+            let request = super::kms::wish();
+            admin.create_kms_grant(request).await.unwrap_err()
+        }
         unlisted => panic!("nothing provokes {unlisted}"),
     }
 }

@@ -1,0 +1,110 @@
+//! Grants of AWS KMS.
+
+use async_trait::async_trait;
+use aws_sdk_kms::error::ProvideErrorMetadata as _;
+use aws_sdk_kms::operation::RequestId as _;
+use aws_sdk_kms::types::GrantConstraints;
+use aws_sdk_kms::types::GrantOperation;
+
+use crate::kms::Arn;
+use crate::kms::Delegated;
+use crate::kms::Delegation;
+use crate::kms::Error;
+use crate::kms::Made;
+use crate::kms::Matching;
+use crate::kms::Undelegated;
+use crate::kms::aws::Aws;
+use crate::kms::aws::codes::sentence;
+use crate::kms::aws::failure::failure;
+use crate::kms::aws::pairs;
+use crate::kms::aws::request_id;
+use crate::message::EncryptionContext;
+
+#[async_trait]
+impl Delegation for Aws {
+    async fn create_grant(
+        &self,
+        key: &Arn,
+        delegation: &Delegated<'_>,
+    ) -> Result<Made, Undelegated> {
+        let bound = pairs(delegation.context);
+        let constraints = match delegation.matching {
+            Matching::Equals => GrantConstraints::builder().set_encryption_context_equals(bound),
+            Matching::Subset => GrantConstraints::builder().set_encryption_context_subset(bound),
+        };
+        let operations = delegation.operations.iter();
+        let answer = self
+            .client(key)
+            .create_grant()
+            .key_id(key.as_str())
+            .grantee_principal(delegation.grantee.as_str())
+            .set_operations(Some(
+                operations.map(|one| GrantOperation::from(*one)).collect(),
+            ))
+            .constraints(constraints.build())
+            .name(delegation.name)
+            .send()
+            .await
+            .map_err(|error| match error.code() {
+                Some("InvalidArnException") => Undelegated::Principal,
+                Some("LimitExceededException") => Undelegated::Full,
+                Some(_) | None => failure(error, delegation.context).into(),
+            })?;
+        let request_id = request_id(&answer);
+        let id = answer.grant_id.filter(|id| is_sound(id, MAX_ID));
+        let token = answer
+            .grant_token
+            .filter(|token| is_sound(token, MAX_TOKEN));
+        match (id, token) {
+            (Some(id), Some(token)) => Ok(Made {
+                id,
+                token,
+                request_id,
+            }),
+            (_, _) => Err(Error::Invalid("a grant without an id or a token".to_owned()).into()),
+        }
+    }
+
+    async fn revoke_grant(&self, key: &Arn, id: &str) -> Result<Option<String>, Error> {
+        let call = self.client(key).revoke_grant().key_id(key.as_str());
+        match call.grant_id(id).send().await {
+            Ok(answer) => Ok(request_id(&answer)),
+            // Of the grant or of its key: over it is.
+            Err(error) if error.code() == Some("NotFoundException") => {
+                Ok(error.request_id().map(sentence))
+            }
+            Err(error) => Err(failure(error, &EncryptionContext::default())),
+        }
+    }
+
+    async fn grants_named(&self, key: &Arn, name: &str) -> Result<Vec<String>, Error> {
+        let client = self.client(key);
+        let (mut found, mut marker) = (Vec::new(), None);
+        for _ in 0..MAX_PAGES {
+            let call = client.list_grants().key_id(key.as_str()).limit(PAGE);
+            let page = call.set_marker(marker).send().await;
+            let page = page.map_err(|error| failure(error, &EncryptionContext::default()))?;
+            let named = page.grants().iter().filter(|one| one.name() == Some(name));
+            let ids = named.filter_map(|one| one.grant_id());
+            found.extend(ids.filter(|id| is_sound(id, MAX_ID)).map(str::to_owned));
+            marker = page.next_marker;
+            if !page.truncated || marker.is_none() {
+                return Ok(found);
+            }
+        }
+        Err(Error::Invalid("a list of grants without an end".to_owned()))
+    }
+}
+
+fn is_sound(text: &str, longest: usize) -> bool {
+    (1..=longest).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// Longest id of a grant.
+const MAX_ID: usize = 128;
+/// Longest token.
+const MAX_TOKEN: usize = 8192;
+/// Grants on a page, which stay within what is read of an answer whatever their constraints.
+const PAGE: i32 = 10;
+/// As many pages as a key can have: 50,000 grants.
+const MAX_PAGES: usize = 5_001;

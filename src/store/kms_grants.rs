@@ -1,0 +1,406 @@
+//! Grants of AWS KMS that the broker has made: written down before KMS is asked, and kept until KMS
+//! has them no more. Whoever dies between the two leaves a row by which the grant is found.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::crypto::random::jittered;
+use crate::grants::Id;
+use crate::grants::Operations;
+use crate::identity::Principal;
+use crate::kms::Arn;
+use crate::kms::IamPrincipal;
+use crate::name::KeyName;
+use crate::store::Error;
+use crate::store::Store;
+use crate::store::engine::Row;
+use crate::store::engine::Value;
+use crate::store::within;
+
+/// A grant of AWS KMS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KmsGrant {
+    /// Its id here, and with a prefix its name in KMS.
+    pub id: Id,
+    /// The key.
+    pub key: KeyName,
+    /// The KMS key.
+    pub arn: Arn,
+    /// Whom it is for.
+    pub grantee: IamPrincipal,
+    /// What it allows.
+    pub operations: Operations,
+    /// Who made it.
+    pub creator: Principal,
+    /// When.
+    pub created: Timestamp,
+    /// When it is to end.
+    pub expires: Timestamp,
+    /// KMS's id of it; none until KMS has answered.
+    pub kms_id: Option<String>,
+}
+
+impl KmsGrant {
+    /// Its name in KMS.
+    pub fn name(&self) -> String {
+        format!("keybroker-{}", self.id)
+    }
+}
+
+/// What is to be done about grants that are to end.
+#[derive(Debug, Default)]
+pub struct Due {
+    /// Those whose turn it is, the longest overdue first.
+    pub grants: Vec<KmsGrant>,
+    /// How many should have ended [`LATE`] ago and have not.
+    pub overdue: u64,
+    /// What time it is.
+    pub now: Timestamp,
+}
+
+impl Store {
+    /// Writes down that a grant is about to be made; `id`, key and all else are `grant`'s, its times
+    /// the store's: it lives for `lifetime`. Unless [`Store::complete_kms_grant`] follows within
+    /// [`PATIENCE`], it is due.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn intend_kms_grant(
+        &self,
+        grant: KmsGrant,
+        lifetime: Duration,
+    ) -> Result<KmsGrant, Error> {
+        within(async {
+            self.prepare().await?;
+            let mut lease = self.writing.take().await?;
+            let now = lease.now().await?;
+            let grant = KmsGrant {
+                created: now,
+                expires: later(now, lifetime),
+                ..grant
+            };
+            let id = grant.id.to_string();
+            let values = [
+                Value::Text(&id),
+                Value::Text(grant.key.tenant.as_str()),
+                Value::Text(grant.key.key.as_str()),
+                Value::Text(grant.arn.as_str()),
+                Value::Text(grant.grantee.as_str()),
+                Value::Number(grant.operations.bits().into()),
+                Value::Text(grant.creator.as_str()),
+                moment(now),
+                moment(grant.expires),
+                moment(later(now, PATIENCE)),
+            ];
+            lease.run(INSERT, &values).await?;
+            lease.give_back();
+            Ok(grant)
+        })
+        .await
+    }
+
+    /// Writes down that KMS has made the grant `id`. False if it was given up meanwhile: then it is
+    /// to be ended at once.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn complete_kms_grant(&self, id: &Id, kms_id: &str) -> Result<bool, Error> {
+        let id = id.to_string();
+        let done = self.kms_grants(COMPLETE, |now| {
+            vec![Value::Text(&id), Value::Text(kms_id), moment(now)]
+        });
+        Ok(done.await? == 1)
+    }
+
+    /// Has the grant `id` of `key` be due now. False if there is none that lives.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn end_kms_grant(&self, key: &KeyName, id: &Id) -> Result<bool, Error> {
+        let id = id.to_string();
+        let done = self.kms_grants(END, |now| {
+            vec![
+                Value::Text(key.tenant.as_str()),
+                Value::Text(key.key.as_str()),
+                Value::Text(&id),
+                moment(now),
+            ]
+        });
+        Ok(done.await? == 1)
+    }
+
+    /// Has all living grants of `key` be due now.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn end_kms_grants(&self, key: &KeyName) -> Result<(), Error> {
+        let done = self.kms_grants(END_ALL, |now| {
+            vec![
+                Value::Text(key.tenant.as_str()),
+                Value::Text(key.key.as_str()),
+                moment(now),
+            ]
+        });
+        done.await.map(drop)
+    }
+
+    /// Writes down that KMS has the grant `id` no more.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn kms_grant_is_over(&self, id: &Id) -> Result<(), Error> {
+        let id = id.to_string();
+        let done = self.kms_grants(OVER, |_| vec![Value::Text(&id)]);
+        done.await.map(drop)
+    }
+
+    /// Puts off the end of the grant `id`, which has failed, for `pause` or up to half as much more.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn postpone_kms_grant(&self, id: &Id, pause: Duration) -> Result<(), Error> {
+        let id = id.to_string();
+        let done = self.kms_grants(POSTPONE, |now| {
+            vec![Value::Text(&id), moment(later(now, jittered(pause)))]
+        });
+        done.await.map(drop)
+    }
+
+    /// Takes or keeps the turn to end grants for `holder`, for [`TURN`]. False while it is another's.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn take_kms_grants_turn(&self, holder: &str) -> Result<bool, Error> {
+        let done = self.kms_grants(TAKE, |now| {
+            vec![Value::Text(holder), moment(later(now, TURN)), moment(now)]
+        });
+        Ok(done.await? == 1)
+    }
+
+    /// The living grants that are due, at most `most`.
+    ///
+    /// # Errors
+    /// [`Error`]. Damaged rows are left out, and logged.
+    pub async fn due_kms_grants(&self, most: usize) -> Result<Due, Error> {
+        within(async {
+            let mut lease = self.reader().await?;
+            let now = lease.now().await?;
+            let mut due = Due {
+                now,
+                ..Due::default()
+            };
+            let late = now.saturating_sub(LATE).unwrap_or(Timestamp::MIN);
+            let row = lease.row(OVERDUE, &[moment(late)]).await?;
+            due.overdue = row.ok_or(DAMAGED)?.number(0)?;
+            let values = [moment(now), limit(most)];
+            lease
+                .each(DUE, &values, |row| {
+                    match read(&row) {
+                        Ok(grant) => due.grants.push(grant),
+                        Err(_) => tracing::error!(
+                            id = row.text(0).ok().flatten(),
+                            "a row of kms_grants is damaged: end that grant by hand"
+                        ),
+                    }
+                    Ok(())
+                })
+                .await?;
+            lease.give_back();
+            Ok(due)
+        })
+        .await
+    }
+
+    /// The keys that have living grants.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn keys_with_kms_grants(&self) -> Result<Vec<KeyName>, Error> {
+        within(async {
+            let mut lease = self.reader().await?;
+            let mut keys = Vec::new();
+            lease
+                .each(KEYS, &[], |row| {
+                    keys.extend(key(&row, 0).ok());
+                    Ok(())
+                })
+                .await?;
+            lease.give_back();
+            Ok(keys)
+        })
+        .await
+    }
+
+    /// The living grants of `key` after the id `after`, at most `most`, in the order of their ids.
+    ///
+    /// # Errors
+    /// [`Error`]. Damaged rows are left out.
+    pub async fn kms_grants_of_key(
+        &self,
+        key: &KeyName,
+        after: Option<Id>,
+        most: usize,
+    ) -> Result<Vec<KmsGrant>, Error> {
+        let after = after.map(|id| id.to_string()).unwrap_or_default();
+        within(async {
+            let mut lease = self.reader().await?;
+            let mut grants = Vec::new();
+            let values = [
+                Value::Text(key.tenant.as_str()),
+                Value::Text(key.key.as_str()),
+                Value::Text(&after),
+                limit(most),
+            ];
+            lease
+                .each(LIST, &values, |row| {
+                    grants.extend(read(&row).ok());
+                    Ok(())
+                })
+                .await?;
+            lease.give_back();
+            Ok(grants)
+        })
+        .await
+    }
+
+    /// The grant `id` of `key`, also one that was over less than a day ago.
+    ///
+    /// # Errors
+    /// [`Error`]. A damaged row is none.
+    pub async fn kms_grant(&self, key: &KeyName, id: &Id) -> Result<Option<KmsGrant>, Error> {
+        let id = id.to_string();
+        within(async {
+            let mut lease = self.reader().await?;
+            let values = [
+                Value::Text(key.tenant.as_str()),
+                Value::Text(key.key.as_str()),
+                Value::Text(&id),
+            ];
+            let row = lease.row(FIND, &values).await?;
+            lease.give_back();
+            Ok(row.and_then(|row| read(&row).ok()))
+        })
+        .await
+    }
+
+    /// Forgets grants that were over a day ago.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn forget_kms_grants(&self) -> Result<(), Error> {
+        let done = self.kms_grants(FORGET, |now| {
+            let day = now.saturating_sub(KEPT).unwrap_or(Timestamp::MIN);
+            vec![moment(day)]
+        });
+        done.await.map(drop)
+    }
+
+    /// Runs one `statement` that changes rows; how many it did.
+    async fn kms_grants<'a>(
+        &self,
+        statement: &'static str,
+        values: impl FnOnce(Timestamp) -> Vec<Value<'a>>,
+    ) -> Result<u64, Error> {
+        within(async {
+            self.prepare().await?;
+            let mut lease = self.writing.take().await?;
+            let now = lease.now().await?;
+            let changed = lease.run(statement, &values(now)).await?;
+            lease.give_back();
+            Ok(changed)
+        })
+        .await
+    }
+}
+
+fn read(row: &Row) -> Result<KmsGrant, Error> {
+    let text = |column| row.text(column)?.ok_or(DAMAGED);
+    let bits = u16::try_from(row.number(5)?).map_err(|_| DAMAGED)?;
+    let kms_id = text(9)?;
+    Ok(KmsGrant {
+        id: text(0)?.parse().map_err(|_| DAMAGED)?,
+        key: key(row, 1)?,
+        arn: text(3)?.parse().map_err(|_| DAMAGED)?,
+        grantee: text(4)?.parse().map_err(|_| DAMAGED)?,
+        operations: Operations::from_bits(bits).ok_or(DAMAGED)?,
+        creator: text(6)?.parse().map_err(|_| DAMAGED)?,
+        created: time(row.number(7)?)?,
+        expires: time(row.number(8)?)?,
+        kms_id: (!kms_id.is_empty()).then_some(kms_id),
+    })
+}
+
+/// The key in two columns from `first` on.
+fn key(row: &Row, first: usize) -> Result<KeyName, Error> {
+    let text = |column| row.text(column)?.ok_or(DAMAGED);
+    Ok(KeyName {
+        tenant: text(first)?.parse().map_err(|_| DAMAGED)?,
+        key: text(first + 1)?.parse().map_err(|_| DAMAGED)?,
+    })
+}
+
+fn time(millis: u64) -> Result<Timestamp, Error> {
+    let millis = i64::try_from(millis).map_err(|_| DAMAGED)?;
+    Timestamp::from_millisecond(millis).map_err(|_| DAMAGED)
+}
+
+fn moment(time: Timestamp) -> Value<'static> {
+    Value::Number(u64::try_from(time.as_millisecond()).unwrap_or_default())
+}
+
+fn later(time: Timestamp, span: Duration) -> Timestamp {
+    time.saturating_add(span).unwrap_or(Timestamp::MAX)
+}
+
+fn limit(most: usize) -> Value<'static> {
+    Value::Number(u64::try_from(most).unwrap_or(u64::MAX))
+}
+
+/// Selects grants, in the order of columns that [`read`] reads.
+macro_rules! select {
+    ($rest:literal) => {
+        concat!(
+            "SELECT id, tenant, key_id, arn, grantee, operations, creator, created, expires, ",
+            "kms_id FROM kms_grants WHERE ",
+            $rest
+        )
+    };
+}
+
+const INSERT: &str = "
+    INSERT INTO kms_grants (id, tenant, key_id, arn, grantee, operations, creator, created,
+        expires, kms_id, due, retry, over)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, '', $10, 0, 0)";
+// What is to end already still is.
+const COMPLETE: &str = "
+    UPDATE kms_grants SET kms_id = $2, due = CASE WHEN due <= $3 THEN due ELSE expires END
+    WHERE id = $1 AND kms_id = '' AND over = 0";
+const END: &str = "
+    UPDATE kms_grants SET due = $4, retry = 0
+    WHERE tenant = $1 AND key_id = $2 AND id = $3 AND over = 0";
+const END_ALL: &str = "
+    UPDATE kms_grants SET due = $3
+    WHERE tenant = $1 AND key_id = $2 AND over = 0 AND due > $3";
+const OVER: &str = "UPDATE kms_grants SET over = 1 WHERE id = $1";
+const POSTPONE: &str = "UPDATE kms_grants SET retry = $2 WHERE id = $1";
+const TAKE: &str = "
+    UPDATE kms_grants_turn SET holder = $1, until = $2 WHERE holder = $1 OR until <= $3";
+const OVERDUE: &str = "SELECT count(*) FROM kms_grants WHERE over = 0 AND due <= $1";
+const DUE: &str = select!("over = 0 AND due <= $1 AND retry <= $1 ORDER BY due, id LIMIT $2");
+const KEYS: &str = "SELECT DISTINCT tenant, key_id FROM kms_grants WHERE over = 0";
+const LIST: &str = select!(
+    "tenant = $1 AND key_id = $2 AND id > $3 AND over = 0 AND kms_id <> '' ORDER BY id LIMIT $4"
+);
+const FIND: &str = select!("tenant = $1 AND key_id = $2 AND id = $3");
+const FORGET: &str = "DELETE FROM kms_grants WHERE over = 1 AND expires < $1";
+const DAMAGED: Error = Error::Damaged("kms_grants");
+
+/// For KMS's answer to the creation of a grant: longer than any call takes.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// A grant that ends no later than this after it was due is in time.
+pub const LATE: Duration = Duration::from_secs(60);
+/// How long a turn lasts that is not kept.
+pub const TURN: Duration = Duration::from_secs(30);
+/// For how long a grant that is over stands there.
+const KEPT: Duration = Duration::from_secs(24 * 3600);

@@ -1,0 +1,32 @@
+-- A grant of AWS KMS that the broker has made for somebody, written down before KMS is asked. Times
+-- are milliseconds since 1970 by this store's clock.
+CREATE TABLE kms_grants (
+    id TEXT PRIMARY KEY,
+    tenant TEXT NOT NULL,
+    key_id TEXT NOT NULL,
+    -- The KMS key.
+    arn TEXT NOT NULL,
+    grantee TEXT NOT NULL,
+    -- As bits.
+    operations BIGINT NOT NULL,
+    creator TEXT NOT NULL,
+    created BIGINT NOT NULL,
+    expires BIGINT NOT NULL,
+    -- KMS's own id of it; '' until KMS has answered.
+    kms_id TEXT NOT NULL,
+    -- From when on there must be no such grant in KMS, and when to try that next.
+    due BIGINT NOT NULL,
+    retry BIGINT NOT NULL,
+    -- Whether KMS has no such grant any more.
+    over BIGINT NOT NULL
+);
+CREATE INDEX kms_grants_due ON kms_grants (over, due);
+CREATE INDEX kms_grants_of_key ON kms_grants (tenant, key_id, id);
+
+-- Which broker ends grants of KMS that are due, and until when no other does.
+CREATE TABLE kms_grants_turn (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    holder TEXT NOT NULL,
+    until BIGINT NOT NULL
+);
+INSERT INTO kms_grants_turn VALUES (1, '', 0);
