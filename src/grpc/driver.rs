@@ -2,10 +2,12 @@
 //! that lets calls under way finish.
 //!
 //! All of a connection happens in one task, in turns: `turn` takes one for each wake-up, `bell`
-//! wakes the task, `calls` are polled in it, `gather` sends what they answer in one write, and
-//! `pace` ends a connection whose peer stops in the middle of a frame.
+//! wakes the task, `calls` are polled in it, `gather` sends what they answer in one write, `busy`
+//! waits awake for a peer that asks again at once, and `pace` ends a connection whose peer stops in
+//! the middle of a frame.
 
 mod bell;
+mod busy;
 mod calls;
 mod gather;
 mod pace;
@@ -31,6 +33,8 @@ use tokio::time::Instant;
 use crate::grpc::connection::Connection;
 use crate::grpc::witness::Witness;
 
+pub(super) use busy::BusyPoll;
+pub(super) use busy::Socket;
 use calls::Calls;
 use calls::Queue;
 pub(crate) use calls::step_aside;
@@ -85,9 +89,10 @@ pub(super) async fn drive<IO>(
     witness: Witness,
     age: Duration,
     deadlines: Deadlines,
+    busy_poll: &BusyPoll,
     mut drain: watch::Receiver<bool>,
 ) where
-    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    IO: AsyncRead + AsyncWrite + Socket + Send + Unpin + 'static,
 {
     let (answering, guard) = (Arc::clone(&connection), witness.clone());
     let service = service_fn(move |request: http::Request<Incoming>| {
@@ -98,7 +103,7 @@ pub(super) async fn drive<IO>(
     let stall = deadlines.ping + deadlines.pong;
     let (io, outlet) = gather(Paced::new(io, deadlines.frame, stall));
     let queue = Queue::default();
-    let mut turns = Turns::new(Calls::new(queue.clone()), outlet);
+    let mut turns = Turns::new(Calls::new(queue.clone()), outlet, busy_poll.connection());
     let mut serving = pin!(builder(deadlines, queue).serve_connection(TokioIo::new(io), service));
     let settle = || witness.settle();
 

@@ -25,6 +25,7 @@ use crate::broker::Broker;
 use crate::clock::Clock;
 use crate::grpc::backlog;
 use crate::grpc::connection::Connections;
+use crate::grpc::driver::BusyPoll;
 use crate::grpc::listener;
 use crate::grpc::listener::Acceptor;
 use crate::grpc::listener::Sockets;
@@ -172,6 +173,7 @@ impl Server {
             drain: draining,
             age: span(limits.connection_age),
             deadlines: limits.deadlines,
+            busy_poll: BusyPoll::new(span(limits.busy_poll), Arc::clone(&clock)),
         };
         let material = material.map(|material| Arc::new(ArcSwap::from_pointee(material)));
         let handle = Handle {
@@ -227,6 +229,7 @@ impl Server {
             let probes = Acceptor {
                 // Probes have places of their own: strangers shall not lock callers out.
                 room: Arc::new(Semaphore::new(PROBES)),
+                busy_poll: BusyPoll::off(),
                 ..self.acceptor.clone()
             };
             tasks.spawn(probes.health(listener));

@@ -41,12 +41,20 @@ pub(super) struct Queue(Arc<Mutex<Vec<Running>>>);
 pub(super) struct Calls {
     queue: Queue,
     under_way: FuturesUnordered<Inline>,
+    aside: bool,
 }
 
 type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A call until it is done or has stepped aside.
 struct Inline(Option<Running>);
+
+/// Why a call is no longer here.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Left {
+    Aside,
+    Done,
+}
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Queue {
     fn execute(&self, call: F) {
@@ -62,6 +70,7 @@ impl Calls {
         Self {
             queue,
             under_way: FuturesUnordered::new(),
+            aside: false,
         }
     }
 
@@ -70,16 +79,23 @@ impl Calls {
         for call in lock(&self.queue.0).drain(..) {
             self.under_way.push(Inline(Some(call)));
         }
-        while let Poll::Ready(Some(())) = self.under_way.poll_next_unpin(cx) {}
+        while let Poll::Ready(Some(left)) = self.under_way.poll_next_unpin(cx) {
+            self.aside |= left == Left::Aside;
+        }
+    }
+
+    /// Whether one has stepped aside since this was last asked: it may need this thread to go on.
+    pub(super) fn stepped_aside(&mut self) -> bool {
+        mem::take(&mut self.aside)
     }
 }
 
 impl Future for Inline {
-    type Output = ();
+    type Output = Left;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Left> {
         let Some(call) = &mut self.0 else {
-            return Poll::Ready(());
+            return Poll::Ready(Left::Done);
         };
         ASIDE.set(false);
         let polled = call.as_mut().poll(cx);
@@ -88,9 +104,9 @@ impl Future for Inline {
             && let Some(call) = self.0.take()
         {
             tokio::spawn(call);
-            return Poll::Ready(());
+            return Poll::Ready(Left::Aside);
         }
-        polled
+        polled.map(|()| Left::Done)
     }
 }
 

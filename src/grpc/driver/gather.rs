@@ -58,6 +58,13 @@ impl<IO: AsyncWrite + Unpin> Outlet<IO> {
     }
 }
 
+impl<IO> Outlet<IO> {
+    /// Lends what is sent through.
+    pub(super) fn with(&self, look: impl FnOnce(&IO)) {
+        look(&lock(&self.0).io);
+    }
+}
+
 impl<IO: AsyncWrite + Unpin> Shared<IO> {
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.unsent {

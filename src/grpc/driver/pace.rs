@@ -8,6 +8,7 @@
 //! driver's matter.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 use std::task::Context;
 use std::task::Poll;
@@ -17,6 +18,8 @@ use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
 use tokio::time::Sleep;
+
+use crate::grpc::driver::busy::Socket;
 
 /// Wraps a decrypted stream.
 pub(super) struct Paced<IO> {
@@ -60,6 +63,12 @@ impl<IO> Paced<IO> {
             .as_mut()
             .poll(cx)
             .map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<IO: Socket> Socket for Paced<IO> {
+    fn socket(&self) -> BorrowedFd<'_> {
+        self.io.socket()
     }
 }
 

@@ -11,6 +11,8 @@ use std::task::Waker;
 use tokio::io::AsyncWrite;
 
 use crate::grpc::driver::bell::Bell;
+use crate::grpc::driver::busy::Eagerness;
+use crate::grpc::driver::busy::Socket;
 use crate::grpc::driver::calls::Calls;
 use crate::grpc::driver::gather::Outlet;
 
@@ -20,16 +22,18 @@ pub(super) struct Turns<IO> {
     outlet: Outlet<IO>,
     bell: Arc<Bell>,
     waker: Waker,
+    eagerness: Eagerness,
 }
 
-impl<IO: AsyncWrite + Unpin> Turns<IO> {
-    pub(super) fn new(calls: Calls, outlet: Outlet<IO>) -> Self {
+impl<IO: AsyncWrite + Socket + Unpin> Turns<IO> {
+    pub(super) fn new(calls: Calls, outlet: Outlet<IO>, eagerness: Eagerness) -> Self {
         let bell = Arc::new(Bell::new());
         Self {
             calls,
             outlet,
             waker: Waker::from(Arc::clone(&bell)),
             bell,
+            eagerness,
         }
     }
 
@@ -43,6 +47,7 @@ impl<IO: AsyncWrite + Unpin> Turns<IO> {
         task: &Waker,
     ) -> Poll<()> {
         self.bell.begin(task);
+        self.eagerness.begin();
         let mut cx = Context::from_waker(&self.waker);
         let mut over = false;
         for _ in 0..ROUNDS {
@@ -61,6 +66,8 @@ impl<IO: AsyncWrite + Unpin> Turns<IO> {
         }
         if !self.bell.rest() {
             task.wake_by_ref();
+        } else if !self.calls.stepped_aside() {
+            self.outlet.with(|io| self.eagerness.wait(io));
         }
         Poll::Pending
     }

@@ -23,6 +23,8 @@ pub struct Limits {
     /// Time for which work may stand in line: while it stands longer, calls of tenants over their
     /// share are OVERLOADED.
     pub queue_delay: SignedDuration,
+    /// Time for which a caller that is alone and asks again at once is waited for awake.
+    pub busy_poll: SignedDuration,
     /// The age at which a connection is asked to go, ± 10 %.
     pub connection_age: SignedDuration,
     /// After SIGTERM, the time in which load balancers learn that we go.
@@ -43,6 +45,7 @@ impl Default for Limits {
             in_flight: 512,
             streams: 128,
             queue_delay: SignedDuration::from_millis(5),
+            busy_poll: SignedDuration::from_micros(100),
             connection_age: SignedDuration::from_mins(15),
             drain_pause: SignedDuration::from_secs(5),
             drain: SignedDuration::from_secs(25),
@@ -100,6 +103,14 @@ impl Limits {
             SignedDuration::from_millis(1),
             "10s",
             seconds(10),
+        )?;
+        span(
+            "limits.busy_poll",
+            self.busy_poll,
+            "0s",
+            seconds(0),
+            "1ms",
+            SignedDuration::from_millis(1),
         )?;
         span(
             "limits.connection_age",
