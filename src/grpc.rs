@@ -2,7 +2,7 @@
 //!
 //! From the socket inwards: [`listener`] accepts, [`tls`] proves who the peer is, `driver` runs
 //! one connection, `backlog` watches whether they all get their turn, `witness` opens the audit record and guards the call, `service` turns wire
-//! messages into broker calls, `stream` runs those that go on for long, and `status` turns errors
+//! messages into broker calls, `unary` reads and writes those messages that come most, `stream` runs those that go on for long, and `status` turns errors
 //! into statuses. [`client`] is the other side, for our own command line.
 
 mod admin;
@@ -22,6 +22,7 @@ mod status;
 mod stream;
 pub mod tls;
 mod trace;
+mod unary;
 mod witness;
 
 pub use driver::Deadlines;

@@ -48,6 +48,11 @@ pub(crate) async fn within<T>(limit: Duration, future: impl Future<Output = T>) 
     tokio::time::timeout(limit, future).await.ok()
 }
 
+/// Lets so much time pass.
+pub(crate) async fn sleep(span: Duration) {
+    tokio::time::sleep(span).await;
+}
+
 /// Runs `act`, which is called from inside a lock that is none of these: models take it for one
 /// step, since they can change threads at no point in it.
 pub(crate) fn step<T>(act: impl FnOnce() -> T) -> T {

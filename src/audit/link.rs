@@ -7,6 +7,8 @@
 //! signature = Ed25519("keybroker audit record v1\0" ‖ instance ‖ seq as 8 bytes, big-endian ‖ hash)
 //! ```
 //!
+//! A countersignature is over the same bytes, by another key.
+//!
 //! `instance` stands as text in both, and 36 bytes long. Whoever holds the last hash holds the whole
 //! chain, and a signature vouches for all before it.
 
@@ -128,7 +130,7 @@ impl Place {
     }
 
     /// What a signature of the record is over.
-    fn message(&self) -> Vec<u8> {
+    pub(super) fn message(&self) -> Vec<u8> {
         let mut text = Uuid::encode_buffer();
         let instance = self.instance.hyphenated().encode_lower(&mut text);
         let seq = self.seq.to_be_bytes();
@@ -141,7 +143,7 @@ impl Place {
     }
 
     /// Whether `signature` is one of the record by `key`.
-    pub(super) fn signed(&self, key: &PublicKey, signature: &Signature) -> bool {
+    pub(super) fn signed(&self, key: &PublicKey, signature: &[u8]) -> bool {
         key.verifies(&self.message(), signature)
     }
 }
@@ -234,9 +236,9 @@ mod tests {
         line.extend_from_slice(format!("{signature}\"}}").as_bytes());
         let read = Linked::parse(&line["before".len()..]).unwrap();
         assert_eq!((read.place, read.signature), (place, Some(signature)));
-        assert!(place.signed(&key.public(), &signature));
+        assert!(place.signed(&key.public(), signature.as_ref()));
         let moved = Place { seq: 13, ..place };
-        assert!(!moved.signed(&key.public(), &signature));
+        assert!(!moved.signed(&key.public(), signature.as_ref()));
     }
 
     #[test]

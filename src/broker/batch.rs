@@ -38,6 +38,7 @@ use crate::datakeys::Version;
 use crate::error::Error;
 use crate::message::Message;
 use crate::message::SIDE_BY_SIDE;
+use crate::name::KeyName;
 use crate::policy;
 use crate::policy::Action;
 use crate::policy::Denied;
@@ -89,7 +90,10 @@ impl Call<'_> {
     ) -> Result<Vec<Answer<Vec<u8>>>, Error> {
         self.begin(items.len())?;
         let (items, mut answers) = part(items);
-        let groups = self.seal_groups(&items, &mut answers);
+        let mut groups = self.seal_groups(&items, &mut answers);
+        if self.learn_refused(&mut answers).await {
+            groups = self.seal_groups(&items, &mut answers);
+        }
         self.note_groups(&groups, |item| items.get(item).map(|(_, item)| &item.to));
         let mut done = stream::iter(groups)
             .map(|group| self.seal_group(group, &items))
@@ -113,7 +117,11 @@ impl Call<'_> {
         self.begin(items.len())?;
         let (items, mut answers) = part(items);
         let mut messages = Vec::with_capacity(items.len());
-        let groups = self.open_groups(&items, &mut messages, &mut answers);
+        let mut groups = self.open_groups(&items, &mut messages, &mut answers);
+        if self.learn_refused(&mut answers).await {
+            messages.clear();
+            groups = self.open_groups(&items, &mut messages, &mut answers);
+        }
         self.note_groups(&groups, |item| items.get(item).map(|(_, item)| &item.from));
         let mut done = stream::iter(groups)
             .map(|group| self.open_group(group, &items, &messages))
@@ -141,6 +149,25 @@ impl Call<'_> {
             }
             _ => Err(invalid("items", format!("there are more than {MAX_ITEMS}"))),
         }
+    }
+
+    /// Asks the store about the keys of items that were refused because not all grants are known
+    /// here. Whether the items have to be decided on again.
+    async fn learn_refused<T>(&self, answers: &mut [Option<Answer<T>>]) -> bool {
+        let mut learned = false;
+        for answer in answers {
+            if let Some(Answer { key, outcome }) = answer
+                && let (Some(key), Err(Error::StoreUnavailable(_))) = (key, outcome)
+                && let Ok(name) = KeyName::parse(key, self.caller.tenant())
+            {
+                if self.broker.grants.is_lost() || Box::pin(self.learn(&name)).await.is_err() {
+                    break;
+                }
+                *answer = None;
+                learned = true;
+            }
+        }
+        learned
     }
 
     fn seal_groups(
@@ -270,15 +297,18 @@ impl Call<'_> {
                     Err(flaw) => {
                         wanted = self.key_wanted(action, from)?;
                         let name = wanted.as_ref();
-                        Err(self.flawed(Request { action, from, name }, flaw))
+                        let denied = self.denied(Request { action, from, name });
+                        Err(denied.err().unwrap_or_else(|| flaw.into()))
                     }
                     Ok(message) => {
                         let alike = Alike::of(from, message.claims());
                         groups.admit(place, ciphertext.len(), alike, || {
                             wanted = self.key_wanted(action, from)?;
-                            let name = wanted.as_ref();
+                            if wanted.is_none() {
+                                named = policy::key_named(message.context());
+                            }
+                            let name = wanted.as_ref().or(named.as_ref());
                             self.permit_opening(Request { action, from, name }, message.context())
-                                .inspect_err(|_| named = policy::key_named(message.context()))
                         })?;
                         Ok(message)
                     }

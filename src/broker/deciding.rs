@@ -25,16 +25,22 @@ impl Call<'_> {
         &self,
         ask: impl FnOnce() -> Result<T, Refused>,
     ) -> Result<T, Refused> {
+        let metrics = self.broker.metrics();
+        if !metrics.counting() {
+            return ask();
+        }
         let began = Instant::now();
         let decided = ask();
         let took = began.elapsed();
-        let metrics = self.broker.metrics();
         let decision = match &decided {
             Ok(_) => Decision::Allow,
             Err(Refused::Denied(_) | Refused::Suspended) => Decision::Deny,
             Err(Refused::Context(_) | Refused::Mismatch(_)) => Decision::Invalid,
             Err(Refused::OutOfTouch) => {
-                metrics.undecided();
+                // Before all grants are known the store is asked, and counts if it is silent.
+                if self.broker.grants.is_whole() {
+                    metrics.undecided();
+                }
                 return decided;
             }
         };

@@ -32,14 +32,17 @@ impl Call<'_> {
     ///
     /// # Errors
     /// Those of the RPC.
-    pub fn describe_key(&self, name: &str, tokens: &[String]) -> Result<Visible, Error> {
+    pub async fn describe_key(&self, name: &str, tokens: &[String]) -> Result<Visible, Error> {
         tokens_bound(tokens)?;
         let name = self.key_name("name", name)?;
         self.notes.add(|record| record.key = Some(name.clone()));
-        let (key, rule) = self.decide(Action::Decrypt, || {
-            let backing = self.backing(tokens);
-            self.policy.authorize_describe(&self.caller, &name, backing)
-        })?;
+        let ask = || {
+            self.decide(Action::Decrypt, || {
+                let backing = self.backing(Some(&name), tokens);
+                self.policy.authorize_describe(&self.caller, &name, backing)
+            })
+        };
+        let (key, rule) = self.knowing(Some(&name), ask).await?;
         self.note_rule(&rule);
         Ok(Visible {
             key: Arc::clone(key),

@@ -23,7 +23,8 @@ use crate::policy::Refused;
 pub(super) struct Request<'r> {
     pub(super) action: Action,
     pub(super) from: &'r Binding,
-    /// What [`Call::key_wanted`] made of its name.
+    /// What [`Call::key_wanted`] made of its name; perhaps what the message says, where that is
+    /// nothing.
     pub(super) name: Option<&'r KeyName>,
 }
 
@@ -48,12 +49,19 @@ impl Call<'_> {
         request: Request<'_>,
         message: &Message<'_>,
     ) -> Result<(Permit, Opener), Error> {
-        if request.name.is_none() {
-            let named = policy::key_named(message.context());
-            self.note_request(named.as_ref(), &request.from.context);
-        }
+        let said = match request.name {
+            Some(_) => None,
+            None => {
+                let said = policy::key_named(message.context());
+                self.note_request(said.as_ref(), &request.from.context);
+                said
+            }
+        };
+        let name = request.name.or(said.as_ref());
+        let request = Request { name, ..request };
         let permit = loop {
-            let permit = self.permit_opening(request, message.context())?;
+            let ask = || self.permit_opening(request, message.context());
+            let permit = self.knowing(name, ask).await?;
             self.note_permit(&permit);
             if self.confirm(&permit, 1).await? == Confirmed::Yes {
                 break permit;
@@ -96,21 +104,23 @@ impl Call<'_> {
     ///
     /// A named key is authorized all the same: what the caller may not use must not tell good
     /// messages from bad ones.
-    pub(super) fn flawed(&self, request: Request<'_>, flaw: Flaw) -> Error {
-        match self.denied(request) {
-            Some(refused) => refused,
-            None => flaw.into(),
-        }
+    pub(super) async fn flawed(&self, request: Request<'_>, flaw: Flaw) -> Error {
+        let ask = || self.denied(request);
+        let denied = self.knowing(request.name, ask).await;
+        denied.err().unwrap_or_else(|| flaw.into())
     }
 
-    /// Why the caller may not open a message of which nothing is known but the key that the
+    /// Whether the caller may open a message of which nothing is known but the key that the
     /// request names.
-    pub(super) fn denied(&self, request: Request<'_>) -> Option<Error> {
+    ///
+    /// # Errors
+    /// [`Error::Denied`] and [`Error::StoreUnavailable`].
+    pub(super) fn denied(&self, request: Request<'_>) -> Result<(), Error> {
         match self.authorize_open(request, &EncryptionContext::default()) {
             Err(refused @ (Refused::Denied(_) | Refused::OutOfTouch)) => {
-                Some(refusal(refused, request.action))
+                Err(refusal(refused, request.action))
             }
-            Ok(_) | Err(Refused::Context(_) | Refused::Mismatch(_) | Refused::Suspended) => None,
+            Ok(_) | Err(Refused::Context(_) | Refused::Mismatch(_) | Refused::Suspended) => Ok(()),
         }
     }
 
@@ -127,7 +137,7 @@ impl Call<'_> {
                 name,
                 header,
                 &from.context,
-                self.backing(&from.tokens),
+                self.backing(name, &from.tokens),
             )
         })
     }

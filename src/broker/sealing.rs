@@ -19,7 +19,8 @@ impl Call<'_> {
         let name = self.key_name(Fields::of(action).name, &to.name)?;
         self.note_request(Some(&name), &to.context);
         loop {
-            let permit = self.permit_sealing(action, &name, to)?;
+            let ask = || self.permit_sealing(action, &name, to);
+            let permit = self.knowing(Some(&name), ask).await?;
             self.note_permit(&permit);
             if self.confirm(&permit, 1).await? == Confirmed::Yes {
                 self.note_context(&permit);
@@ -41,7 +42,7 @@ impl Call<'_> {
                 action,
                 name,
                 &to.context,
-                self.backing(&to.tokens),
+                self.backing(Some(name), &to.tokens),
             )
         })?;
         self.check_freshness(&permit)?;

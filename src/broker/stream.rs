@@ -18,6 +18,7 @@ use crate::datakeys::Patience;
 use crate::datakeys::Version;
 use crate::error::Error;
 use crate::grants::Backing;
+use crate::grants::Book;
 use crate::identity::Session;
 use crate::message::EncryptedDataKey;
 use crate::message::Flaw;
@@ -50,6 +51,8 @@ pub struct Standing {
     permit: Permit,
     own: Pairs,
     tokens: Vec<String>,
+    /// What the store has said when the stream began, where not all was known here.
+    asked: Option<Arc<Book>>,
     cut: datakeys::Cut,
     wrapped: Vec<EncryptedDataKey>,
 }
@@ -90,7 +93,8 @@ impl Standing {
         let caller = session.caller(policy.rules()).ok_or(Error::Unmapped)?;
         broker.admit(policy.directory(), &caller)?;
         let (action, name) = (self.permit.action(), self.permit.key().name());
-        let grants = Backing::new(broker.grants().book(), &self.tokens);
+        let book = broker.grants().book_beside(self.asked.as_ref());
+        let grants = Backing::new(book, &self.tokens);
         let permit = match action.direction() {
             Direction::Open => {
                 let header = self.permit.context();
@@ -222,16 +226,18 @@ impl Call<'_> {
             declared,
             most: permit.key().limits().max_bytes.min(MAX_PLAINTEXT),
         };
+        let name = permit.key().name().clone();
         Ok(Begun {
-            name: permit.key().name().clone(),
             version,
             standing: Standing {
                 cut: sealing.cut(),
                 wrapped: sealing.wrapped(),
                 permit,
+                asked: self.asked.of(&name).cloned(),
                 own: to.context,
                 tokens: to.tokens,
             },
+            name,
             flow: Flow {
                 work: Work::Seal(sealing, bound),
                 plaintext: 0,
@@ -246,7 +252,7 @@ impl Call<'_> {
     /// # Errors
     /// Those of the RPC that show without the message: a named key is authorized before any of it
     /// is taken.
-    pub fn decrypt_stream(&self, from: Binding) -> Result<Header, Error> {
+    pub async fn decrypt_stream(&self, from: Binding) -> Result<Header, Error> {
         let name = self.key_wanted(Action::Decrypt, &from)?;
         self.note_request(name.as_ref(), &from.context);
         let header = Header {
@@ -254,10 +260,11 @@ impl Call<'_> {
             name,
             head: Head::default(),
         };
-        match self.denied(header.request()) {
+        let ask = || self.denied(header.request());
+        match self.knowing(header.name.as_ref(), ask).await {
             // What a condition on the context says, the header decides.
-            None | Some(Error::Denied(Denied::Condition)) => Ok(header),
-            Some(refused) => Err(refused),
+            Ok(()) | Err(Error::Denied(Denied::Condition)) => Ok(header),
+            Err(refused) => Err(refused),
         }
     }
 
@@ -280,14 +287,14 @@ impl Call<'_> {
                 let message = header.head.message()?;
                 self.open_stream(header, &message).await.map(Some)
             }
-            Err(flaw) => Err(self.flawed(header.request(), flaw)),
+            Err(flaw) => Err(self.flawed(header.request(), flaw).await),
         }
     }
 
     /// What it means that a message ends before its header does.
-    pub fn without_end(&self, header: &Header) -> Error {
+    pub async fn without_end(&self, header: &Header) -> Error {
         let flaw = header.head.message().err().unwrap_or(Flaw::Truncated);
-        self.flawed(header.request(), flaw)
+        self.flawed(header.request(), flaw).await
     }
 
     async fn open_stream(&self, header: &Header, message: &Message<'_>) -> Result<Begun, Error> {
@@ -300,6 +307,7 @@ impl Call<'_> {
             wrapped: message.encrypted_data_keys().to_vec(),
             own: from.context.clone(),
             tokens: from.tokens.clone(),
+            asked: self.asked.of(permit.key().name()).cloned(),
             permit,
         };
         let mut flow = Flow {

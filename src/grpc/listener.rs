@@ -6,6 +6,7 @@ mod unix;
 use std::io;
 use std::net::IpAddr;
 use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +34,9 @@ use crate::crypto::random;
 use crate::grpc::connection::Connection;
 use crate::grpc::connection::Connections;
 use crate::grpc::connection::Seat;
+use crate::grpc::driver::BusyPoll;
 use crate::grpc::driver::Deadlines;
+use crate::grpc::driver::Socket;
 use crate::grpc::driver::drive;
 use crate::grpc::tls::Material;
 use crate::grpc::tls::trust::moment;
@@ -207,6 +210,7 @@ pub(super) struct Acceptor {
     pub(super) drain: watch::Receiver<bool>,
     pub(super) age: Duration,
     pub(super) deadlines: Deadlines,
+    pub(super) busy_poll: BusyPoll,
 }
 
 impl Acceptor {
@@ -376,7 +380,7 @@ impl Acceptor {
 
     async fn drive<IO>(self, io: IO, connection: Arc<Connection>)
     where
-        IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+        IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Socket + Send + Unpin + 'static,
     {
         let age = self.age_of(&connection);
         drive(
@@ -385,6 +389,7 @@ impl Acceptor {
             self.witness,
             age,
             self.deadlines,
+            &self.busy_poll,
             self.drain,
         )
         .await;
@@ -403,6 +408,13 @@ impl Acceptor {
                 Duration::try_from(left).unwrap_or_default()
             });
         left.map_or(jittered, |left| jittered.min(left))
+    }
+}
+
+impl Socket for TlsStream<BufReader<TcpStream>> {
+    fn socket(&self) -> BorrowedFd<'_> {
+        let (stream, _) = self.get_ref();
+        stream.get_ref().socket()
     }
 }
 

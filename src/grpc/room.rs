@@ -164,7 +164,7 @@ async fn together(
 
 /// The length of the gRPC message that begins with `data`, its prefix of a flag and an `u32`
 /// included. One that comes in so small pieces that this is not there yet may be of any length.
-fn announced(data: &[u8]) -> usize {
+pub(super) fn announced(data: &[u8]) -> usize {
     match data {
         [_, a, b, c, d, ..] => usize::try_from(u32::from_be_bytes([*a, *b, *c, *d]))
             .unwrap_or(usize::MAX)
@@ -174,7 +174,7 @@ fn announced(data: &[u8]) -> usize {
 }
 
 /// What stands before a gRPC message, in bytes.
-const PREFIX: usize = 5;
+pub(super) const PREFIX: usize = 5;
 /// How much is allocated before it is there, in bytes.
 const AHEAD: usize = 256 << 10;
 /// The room of a connection for large calls, in bytes: the largest batch and its answer.

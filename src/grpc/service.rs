@@ -42,6 +42,43 @@ use crate::policy::Action;
 pub(super) struct Service(pub(super) Arc<Broker>);
 
 impl Service {
+    /// [`KeyBrokerService::encrypt`] for a caller that has `passed`; that it failed is not noted.
+    pub(super) async fn encrypt_for(
+        &self,
+        passed: &Passage,
+        patience: Arc<Patience>,
+        request: pb::EncryptRequest,
+    ) -> Result<pb::EncryptResponse, Error> {
+        self.act(passed, patience, request, encrypt).await
+    }
+
+    /// [`KeyBrokerService::decrypt`] for a caller that has `passed`; that it failed is not noted.
+    pub(super) async fn decrypt_for(
+        &self,
+        passed: &Passage,
+        patience: Arc<Patience>,
+        request: pb::DecryptRequest,
+    ) -> Result<pb::DecryptResponse, Error> {
+        self.act(passed, patience, request, decrypt).await
+    }
+
+    /// Has the caller pay for the request, and runs the call.
+    async fn act<Q: prost::Message, P>(
+        &self,
+        passed: &Passage,
+        patience: Arc<Patience>,
+        message: Q,
+        run: impl AsyncFnOnce(Call<'_>, Q) -> Result<P, Error>,
+    ) -> Result<P, Error> {
+        let length = message.encoded_len();
+        if length > LONG {
+            step_aside().await;
+        }
+        let call = self.0.call(&passed.visitor, passed.notes.clone(), patience);
+        call.pay_for_bytes(length);
+        run(call, message).await
+    }
+
     /// Has the caller pay for the request, runs the call, and notes why it failed.
     pub(super) async fn serve<Q: prost::Message, P>(
         &self,
@@ -56,14 +93,7 @@ impl Service {
         let (Some(passage), Some(patience)) = passed else {
             return Err(Status::internal("a call that did not pass the witness"));
         };
-        let length = message.encoded_len();
-        if length > LONG {
-            step_aside().await;
-        }
-        let notes = passage.notes.clone();
-        let call = self.0.call(&passage.visitor, notes, patience);
-        call.pay_for_bytes(length);
-        let outcome = run(call, message).await;
+        let outcome = self.act(&passage, patience, message, run).await;
         outcome
             .map(Response::new)
             .map_err(|error| refuse(&error, &passage))
@@ -135,6 +165,26 @@ impl Service {
     }
 }
 
+async fn encrypt(
+    call: Call<'_>,
+    request: pb::EncryptRequest,
+) -> Result<pb::EncryptResponse, Error> {
+    let request = Encrypt::try_from(request)?;
+    let verified = request.verified();
+    let sealed = call.encrypt(request.to, &request.plaintext).await?;
+    Ok(Encrypt::respond(verified, sealed))
+}
+
+async fn decrypt(
+    call: Call<'_>,
+    request: pb::DecryptRequest,
+) -> Result<pb::DecryptResponse, Error> {
+    let request = Decrypt::try_from(request)?;
+    let verified = request.verified();
+    let opened = call.decrypt(request.from, &request.ciphertext).await?;
+    Ok(Decrypt::respond(verified, opened))
+}
+
 /// Notes why the call fails, and says it to the client.
 fn refuse<V>(error: &Error, passage: &Passage<V>) -> Status {
     passage
@@ -169,26 +219,14 @@ impl KeyBrokerService for Service {
         &self,
         request: Request<pb::EncryptRequest>,
     ) -> Result<Response<pb::EncryptResponse>, Status> {
-        self.serve(request, async |call, request| {
-            let request = Encrypt::try_from(request)?;
-            let verified = request.verified();
-            let sealed = call.encrypt(request.to, &request.plaintext).await?;
-            Ok(Encrypt::respond(verified, sealed))
-        })
-        .await
+        self.serve(request, encrypt).await
     }
 
     async fn decrypt(
         &self,
         request: Request<pb::DecryptRequest>,
     ) -> Result<Response<pb::DecryptResponse>, Status> {
-        self.serve(request, async |call, request| {
-            let request = Decrypt::try_from(request)?;
-            let verified = request.verified();
-            let opened = call.decrypt(request.from, &request.ciphertext).await?;
-            Ok(Decrypt::respond(verified, opened))
-        })
-        .await
+        self.serve(request, decrypt).await
     }
 
     async fn encrypt_batch(
@@ -289,10 +327,10 @@ impl KeyBrokerService for Service {
         request: Request<Streaming<pb::DecryptStreamRequest>>,
     ) -> Result<Response<Self::DecryptStreamStream>, Status> {
         self.serve_stream::<DecryptStream>(request, async |call, start, requests| {
-            let mut header = call.decrypt_stream(start.from)?;
+            let mut header = call.decrypt_stream(start.from).await?;
             loop {
                 let Some(request) = stream::message(requests).await? else {
-                    return Err(call.without_end(&header));
+                    return Err(call.without_end(&header).await);
                 };
                 let mut chunk = DecryptStream::chunk(request)?;
                 if let Some(begun) = call.take_header(&mut header, &mut chunk).await? {
@@ -320,7 +358,7 @@ impl KeyBrokerService for Service {
     ) -> Result<Response<pb::DescribeKeyResponse>, Status> {
         self.serve(request, async |call, request| {
             let pb::DescribeKeyRequest { name, grant_tokens } = request;
-            let key = convert::key(&call.describe_key(&name, &grant_tokens)?);
+            let key = convert::key(&call.describe_key(&name, &grant_tokens).await?);
             Ok(pb::DescribeKeyResponse { key: Some(key) })
         })
         .await

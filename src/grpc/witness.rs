@@ -232,7 +232,9 @@ impl Witness {
                 response = status.into_http();
             }
         }
-        if let Ok(value) = HeaderValue::from_str(&request_id) {
+        if let Ok(mut value) = HeaderValue::from_str(&request_id) {
+            // Each is another: in the table of HPACK they would only crowd each other out.
+            value.set_sensitive(true);
             response.headers_mut().insert(REQUEST_ID.clone(), value);
         }
         response
@@ -347,7 +349,10 @@ impl Inner {
                 let operator = self.broker.operator(session, call.notes)?;
                 Ok(Guest::Operator(operator))
             }
-            Contract::Grants(_) | Contract::Keys(_) => {
+            Contract::Decrypt(_)
+            | Contract::Encrypt(_)
+            | Contract::Grants(_)
+            | Contract::Keys(_) => {
                 let visitor = self
                     .broker
                     .visitor(session, &connection.account, call.notes)?;
@@ -370,7 +375,7 @@ impl Inner {
         let rpc = rpc.ok_or(Error::MethodUnknown)?;
         let guest = self.guest(connection, session, rpc, call)?;
         let mut begun = None;
-        let (mut request, place, turn) = match rpc.work {
+        let (request, place, turn) = match rpc.work {
             Work::Control => {
                 let (request, place) = connection.room.admit(request, rpc.limit, rpc.answer).await;
                 (request, place, None)
@@ -396,21 +401,12 @@ impl Inner {
                 (request, None, None)
             }
         };
-        match guest {
-            Guest::Operator(operator) => {
-                request.extensions_mut().insert(call.passage(operator));
-            }
-            Guest::Visitor(visitor) => {
-                request.extensions_mut().insert(call.passage(visitor));
-            }
-        }
         let patience = Arc::new(Patience::new(call.until, turn, call.span.cause()));
-        request.extensions_mut().insert(patience);
         match rpc.work {
             Work::Control | Work::Long | Work::Stream => step_aside().await,
             Work::Short => {}
         }
-        let response = rpc.service.clone().call(request).await;
+        let response = rpc.call(request, guest, patience, call).await?;
         let response = match place {
             // A refusal may be held back, and shall not keep others from the room.
             Some(place) if response_status(&response).is_none() => place.hold(response),

@@ -75,6 +75,8 @@ pub struct Case {
     pub key: String,
     /// The pairs that the principal would name.
     pub context: Vec<(String, String)>,
+    /// The id of the grant to retire.
+    pub grant: Option<String>,
 }
 
 /// Whether and why; what there is not is empty.
@@ -176,6 +178,7 @@ impl Client {
             operation: number(case.operation).into(),
             key: case.key,
             encryption_context: case.context.into_iter().collect(),
+            grant_id: case.grant.unwrap_or_default(),
         };
         let answer = self.administer(async |service| service.explain(timed(request.clone())).await);
         let pb::ExplainResponse {

@@ -53,10 +53,15 @@ pub(super) fn methods(broker: &Arc<Broker>, listen: &listener::Config) -> HashMa
             _ if method.client_streaming() => (&usual, 0, Work::Stream),
             _ => (&usual, MAX_HEADER, Work::Short),
         };
+        let service = match (service, method.name()) {
+            (Contract::Keys(_), "Encrypt") => Contract::Encrypt(Service(Arc::clone(broker))),
+            (Contract::Keys(_), "Decrypt") => Contract::Decrypt(Service(Arc::clone(broker))),
+            (service, _) => service.clone(),
+        };
         Method::Ours(Rpc {
             name: method.name().into(),
             tally: broker.metrics().calls(path),
-            service: service.clone(),
+            service,
             limit: *limit,
             answer,
             work,

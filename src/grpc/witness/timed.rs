@@ -33,6 +33,9 @@ impl<T: Deref<Target = CallTally>> Timed<T> {
         reason: impl FnOnce() -> &'static str,
     ) {
         self.open = false;
+        if !self.tally.counting() {
+            return;
+        }
         let took = self.began.elapsed();
         match status {
             None => self.tally.served(took),
