@@ -8,6 +8,7 @@
 
 mod chain;
 mod config;
+mod countersign;
 mod file;
 mod id;
 mod json;
@@ -34,11 +35,13 @@ use uuid::Uuid;
 use self::id::Ids;
 use self::queue::Ask;
 use crate::clock::Clock;
+use crate::kms::Signer;
 
 pub use config::Address;
 pub use config::Config;
 pub use config::Mode;
 pub use config::NoAddress;
+pub use countersign::Countersigning;
 pub use json::Names;
 pub use json::Values;
 pub use key::KeyError;
@@ -66,7 +69,9 @@ pub use tally::Tally;
 
 /// Writes the records of one process.
 pub struct Audit {
-    sink: Sink,
+    /// None where nothing is kept.
+    sink: Option<Sink>,
+    instance: Uuid,
     clock: Arc<dyn Clock>,
     ids: Ids,
 }
@@ -83,17 +88,26 @@ impl Audit {
 
     /// Which process it is, as its records say it.
     pub fn instance(&self) -> Uuid {
-        self.sink.instance()
+        self.instance
     }
 
     /// Has the audit file, if it was moved, opened anew before the next record.
     pub fn reopen(&self) {
-        self.sink.reopen();
+        if let Some(sink) = &self.sink {
+            sink.reopen();
+        }
     }
 
     /// An id for what leaves no record.
     pub fn id(&self) -> Uuid {
         self.ids.next(self.clock.wall())
+    }
+
+    /// Has `signer` countersign what is on record, aside: nothing here waits for it. To be called
+    /// once, on a Tokio runtime. None where nothing is kept.
+    pub fn countersign(self: &Arc<Self>, signer: Box<dyn Signer>) -> Option<Countersigning> {
+        let sink = self.sink.as_ref()?;
+        Some(sink.countersign(self, signer))
     }
 
     /// Opens the record of a call.
@@ -111,7 +125,9 @@ impl Audit {
     /// Has the records of [`Entry::finish_gathered`] written, into a file on the caller's own thread
     /// if nobody else is writing; see [`Sink`]. Costs next to nothing when there are none.
     pub fn flush(&self) {
-        self.sink.flush();
+        if let Some(sink) = &self.sink {
+            sink.flush();
+        }
     }
 }
 
@@ -156,8 +172,11 @@ impl Entry {
 
     async fn close(mut self, ask: Ask) -> Result<(), Unavailable> {
         self.open = false;
+        let Some(sink) = &self.audit.sink else {
+            return Ok(());
+        };
         let line = self.line(&self.notes.lock());
-        let accepted = self.audit.sink.write(&line, ask);
+        let accepted = sink.write(&line, ask);
         keep_line(line);
         accepted.await
     }
@@ -166,7 +185,7 @@ impl Entry {
         let audit = &self.audit;
         let mut line = take_line();
         let stamp = Stamp {
-            instance: audit.sink.instance(),
+            instance: audit.instance,
             id: self.id,
             began: self.began,
             micros: audit.clock.wall().duration_since(self.began).as_micros(),
@@ -178,11 +197,13 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        if self.open {
+        if self.open
+            && let Some(sink) = &self.audit.sink
+        {
             let mut record = self.notes.lock();
             record.failure = Some(Failure::abandoned());
             let line = self.line(&record);
-            self.audit.sink.leave(&line);
+            sink.leave(&line);
             keep_line(line);
         }
     }

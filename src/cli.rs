@@ -166,7 +166,7 @@ fn workers() -> usize {
 async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Apply(args) => apply::run(&args).await,
-        Command::Audit(command) => audit::run(&command),
+        Command::Audit(command) => audit::run(&command).await,
         Command::CheckConfig(args) => check::run(&args).await,
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
         Command::Decrypt(args) => crypt::decrypt(args).await,

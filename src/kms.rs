@@ -11,6 +11,7 @@ mod denial;
 mod guarded;
 mod key;
 pub mod local;
+mod signer;
 mod statement;
 
 pub use backends::Backends;
@@ -33,6 +34,7 @@ pub use key::MalformedRef;
 pub use key::Reach;
 pub use key::Replicas;
 pub use key::UnfitReplicas;
+pub use signer::Signer;
 pub use statement::Statement;
 
 use std::time::Duration;

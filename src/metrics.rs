@@ -34,6 +34,7 @@ pub use kms::KmsTally;
 pub use kms::REGIONS;
 pub use labels::Audited;
 pub use labels::Circuit;
+pub use labels::Countersigned;
 pub use labels::Decision;
 pub use labels::Dependency;
 pub use labels::KmsOperation;
@@ -154,6 +155,24 @@ impl Metrics {
             .audited
             .of(audited)
             .fetch_add(records, Relaxed);
+    }
+
+    /// Counts an attempt to have audit records countersigned.
+    pub fn countersigned(&self, countersigned: Countersigned) {
+        let count = self.0.values.countersigned.of(countersigned);
+        count.fetch_add(1, Relaxed);
+    }
+
+    /// Attempts to have audit records countersigned so far.
+    pub fn countersignatures(&self, countersigned: Countersigned) -> u64 {
+        self.0.values.countersigned.of(countersigned).load(Relaxed)
+    }
+
+    /// Sets how many audit records are not countersigned yet, and the age of the oldest.
+    pub fn not_countersigned(&self, records: u64, age: Duration) {
+        let values = &self.0.values;
+        values.not_countersigned.store(records, Relaxed);
+        values.countersignature_lag.store(age.as_secs(), Relaxed);
     }
 
     /// Says that calls go on without an audit record, for readiness to name it.

@@ -2,7 +2,8 @@
 //!
 //! Whoever has the pen links a lot, in its order. So `seq` is the order in which records stand in a
 //! file, and callers take no lock for it. The first record says who begins, what this file's last
-//! chain ended with, and which key signs; a signed record follows every so often, and at the end.
+//! chain ended with, and which key signs; a signed record follows every so often, and at the end. A
+//! signed record carries what another key has countersigned meanwhile.
 
 use std::io::BufRead as _;
 use std::sync::Arc;
@@ -11,6 +12,9 @@ use serde::Deserialize;
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::audit::countersign::Countersignature;
+use crate::audit::countersign::Progress;
+use crate::audit::countersign::Tray;
 use crate::audit::json::Other;
 use crate::audit::json::put;
 use crate::audit::key::Key;
@@ -26,16 +30,21 @@ pub(super) struct Chain {
     /// What the sink had before.
     previous: Option<Place>,
     clock: Arc<dyn Clock>,
+    tray: Arc<Tray>,
     head: Head,
 }
 
 /// How far a chain has come.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Head {
     last: Option<Place>,
     signed: Option<Place>,
     /// Records since the last that is signed.
     unsigned: u64,
+    /// Those of calls, all in all.
+    calls: u64,
+    /// The record that the last countersignature is about which was carried.
+    carried: Option<u64>,
 }
 
 /// What a signed record is about, by its `eventName`.
@@ -66,6 +75,9 @@ pub(super) struct Signed {
     pub(super) key_origin: String,
     /// The last record that was signed; in the first one, the last that the sink had before.
     pub(super) previous: Option<Place>,
+    /// What another key says of a record before this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) countersignature: Option<Arc<Countersignature>>,
 }
 
 impl Chain {
@@ -81,16 +93,13 @@ impl Chain {
             key,
             previous,
             clock,
-            head: Head {
-                last: None,
-                signed: None,
-                unsigned: 0,
-            },
+            tray: Arc::default(),
+            head: Head::default(),
         }
     }
 
     /// Adds `lines` to `sealed`, linked. Before the first of all comes a record that says so, and
-    /// behind so many a signed one; an empty line asks for that.
+    /// behind so many a signed one; an empty line asks for that, if it has anything to say.
     pub(super) fn seal(&mut self, mut lines: &[u8], sealed: &mut Vec<u8>) {
         sealed.reserve(lines.len() + lines.len() / 8);
         if self.head.last.is_none() {
@@ -103,7 +112,7 @@ impl Chain {
                 return;
             }
             if sealed.pop_if(|last| *last == b'\n').is_some() && sealed.len() == start {
-                if self.head.unsigned > 0 {
+                if self.head.unsigned > 0 || self.fresh().is_some() {
                     self.sign(Event::Checkpoint, sealed);
                 }
                 continue;
@@ -112,6 +121,7 @@ impl Chain {
             self.link(start, sealed);
             sealed.extend_from_slice(b"}\n");
             self.head.unsigned += 1;
+            self.head.calls += 1;
             if self.head.unsigned >= UNSIGNED {
                 self.sign(Event::Checkpoint, sealed);
             }
@@ -128,6 +138,20 @@ impl Chain {
     /// Whether there are records that no signature vouches for.
     pub(super) fn unsigned(&self) -> bool {
         self.head.unsigned > 0
+    }
+
+    /// Where countersignatures come from.
+    pub(super) fn tray(&self) -> Arc<Tray> {
+        Arc::clone(&self.tray)
+    }
+
+    /// Says how far it has come to whoever countersigns it: what was linked will stand somewhere.
+    pub(super) fn publish(&self) {
+        self.tray.publish(Progress {
+            signed: self.head.signed,
+            covered: self.head.calls - self.head.unsigned,
+            calls: self.head.calls,
+        });
     }
 
     /// The last record.
@@ -156,15 +180,25 @@ impl Chain {
         place
     }
 
+    /// The countersignature that none of its records has carried.
+    fn fresh(&self) -> Option<Arc<Countersignature>> {
+        self.tray.fresh(self.head.carried)
+    }
+
     fn sign(&mut self, event: Event, sealed: &mut Vec<u8>) {
         let start = sealed.len();
         let public = self.key.public();
+        let countersignature = self.fresh();
+        if let Some(one) = &countersignature {
+            self.head.carried = Some(one.of.seq);
+        }
         let signed = Signed {
             version: env!("CARGO_PKG_VERSION").into(),
             public_key: public.to_string(),
             key_id: public.id(),
             key_origin: self.key.origin().into(),
             previous: self.head.signed.or(self.previous),
+            countersignature,
         };
         put(
             sealed,
@@ -208,5 +242,7 @@ impl Event {
     }
 }
 
+/// The line that asks for a signed record.
+pub(super) const REMINDER: &[u8] = b"\n";
 /// Most records before one is signed.
 const UNSIGNED: u64 = 1024;

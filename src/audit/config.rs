@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use crate::audit::file::Rotation;
+use crate::kms::Arn;
 use crate::strict::OutOfBounds;
 
 /// Where records go, and what becomes of calls when they go nowhere.
@@ -22,6 +23,8 @@ pub struct Config {
     /// The key that signs records, made if absent; beside the file when not set, and without a
     /// regular file none but the process's own.
     pub signing_key: Option<PathBuf>,
+    /// The key of AWS KMS that countersigns what that one has signed.
+    pub kms_key: Option<Arn>,
     /// The length of a file that makes room for the next, in bytes; none for never.
     pub rotate_size: Option<u64>,
     /// Most files that are kept beside the one that is written.
@@ -80,6 +83,7 @@ impl Default for Config {
             otlp: None,
             mode: Mode::Required,
             signing_key: None,
+            kms_key: None,
             rotate_size: None,
             keep: 10,
         }
@@ -111,6 +115,12 @@ impl Config {
             });
         }
         Ok(())
+    }
+
+    /// Where the signing key is, if the file is a regular one.
+    pub fn key_file(&self) -> Option<PathBuf> {
+        let beside = || Some(self.file.as_ref()?.with_extension("key"));
+        self.signing_key.clone().or_else(beside)
     }
 
     pub(super) fn rotation(&self) -> Option<Rotation> {

@@ -8,6 +8,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::audit::chain::Chain;
+use crate::audit::countersign::Tray;
 use crate::audit::out::KEPT;
 use crate::audit::out::Out;
 use crate::audit::out::Post;
@@ -95,6 +96,11 @@ impl Output {
         self.unsigned.load(Ordering::Relaxed)
     }
 
+    /// Where countersignatures of its records come from.
+    pub(super) fn tray(&self) -> Arc<Tray> {
+        lock(&self.desk).chain.tray()
+    }
+
     /// Links and writes the next lot, and settles it. `false` when there is none.
     pub(super) fn write(&self, pen: &Pen<'_>) -> bool {
         let mut desk = lock(&self.desk);
@@ -114,6 +120,7 @@ impl Output {
         self.slow.store(took > FAST, Ordering::Relaxed);
         // Before the lot is settled: the watch looks for it after that.
         self.unsigned.store(chain.unsigned(), Ordering::Relaxed);
+        chain.publish();
         let outcome = match passed {
             Ok(missing) => {
                 self.accepted(length(chain) - before, missing);

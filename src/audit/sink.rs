@@ -15,9 +15,13 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use crate::audit::Audit;
 use crate::audit::chain::Chain;
+use crate::audit::chain::REMINDER;
 use crate::audit::config::Config;
 use crate::audit::config::Mode;
+use crate::audit::countersign::Countersigning;
+use crate::audit::countersign::Tray;
 use crate::audit::file::Named;
 use crate::audit::key::Key;
 use crate::audit::key::KeyError;
@@ -36,6 +40,7 @@ use crate::audit::queue::Waiting;
 use crate::audit::relay::Relay;
 use crate::clock::Clock;
 use crate::clock::System;
+use crate::kms::Signer;
 use crate::metrics::Audited;
 use crate::metrics::Metrics;
 
@@ -72,6 +77,7 @@ pub struct Sink {
     instance: Uuid,
     queue: Arc<Queue>,
     output: Arc<Output>,
+    tray: Arc<Tray>,
     mode: Mode,
     metrics: Metrics,
     /// Whether the file shall be opened anew.
@@ -108,7 +114,7 @@ impl Sink {
                 if file.is_regular().map_err(failed)? {
                     previous = file.resume().map_err(failed)?;
                     writers = Writers::Callers;
-                    signing_key.get_or_insert_with(|| path.with_extension("key"));
+                    signing_key = config.key_file();
                 }
                 Some(file)
             }
@@ -173,6 +179,7 @@ impl Sink {
         reopen: Arc<AtomicBool>,
     ) -> Self {
         let queue = Arc::new(Queue::new(BOUNDS));
+        let tray = output.tray();
         let output = Arc::new(output);
         let (alive, ended) = mpsc::channel();
         let (queued, written) = (Arc::clone(&queue), Arc::clone(&output));
@@ -189,11 +196,28 @@ impl Sink {
             instance,
             queue,
             output,
+            tray,
             mode,
             metrics,
             reopen,
             ended: Mutex::new(ended),
         }
+    }
+
+    /// Has `signer` countersign the records of `audit`, whose sink it is.
+    pub(super) fn countersign(
+        &self,
+        audit: &Arc<Audit>,
+        signer: Box<dyn Signer>,
+    ) -> Countersigning {
+        let queue = Arc::clone(&self.queue);
+        Countersigning::start(
+            audit,
+            queue,
+            self.tray.clone(),
+            self.metrics.clone(),
+            signer,
+        )
     }
 
     /// Whose records it takes.
@@ -347,8 +371,6 @@ const BOUNDS: Bounds = Bounds {
 const TICK: Duration = Duration::from_millis(250);
 /// For so many ticks records may stay unsigned: 10 s.
 const UNSIGNED_TICKS: u32 = 40;
-/// The line that asks for a signed record.
-const REMINDER: &[u8] = b"\n";
 /// How long a lot has from its first record, at most: the eighth tick ends it.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Most lots that one flush writes; what others ask for after that is the thread's.

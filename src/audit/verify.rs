@@ -3,10 +3,24 @@
 //!
 //! What it proves ends with the last signature of each chain: whoever can write a file can put other
 //! records behind that, or cut them off. How many there are is in the [`Report`].
+//!
+//! A chain is signed by the key of its process. Where keys are given, one of them must be that one,
+//! or have countersigned a record of the chain, whose first one names it; or so must the chain of
+//! the process that came next, whose first record is about the end of this one.
 
+mod report;
 mod run;
 
+pub use report::Broken;
+pub use report::Countersigned;
+pub use report::End;
+pub use report::Report;
+pub use report::Stretch;
+pub use report::Trust;
+pub use report::Verdict;
+
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::io::BufRead;
@@ -16,21 +30,21 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use serde::Serialize;
 use uuid::Uuid;
 
-use crate::audit::chain::Event;
+use crate::audit::chain::Event as Name;
 use crate::audit::chain::Signed;
 use crate::audit::link::Hash;
 use crate::audit::link::Linked;
 use crate::audit::link::Place;
+use crate::audit::verify::report::Flaw;
 use crate::audit::verify::run::Run;
 use crate::crypto::signature::PublicKey;
 
 /// What is known from elsewhere.
 #[derive(Clone, Debug, Default)]
 pub struct Known {
-    /// The keys that may have signed; none for "whichever the files name".
+    /// The keys that may have signed or countersigned; none for "whichever the files name".
     pub keys: Vec<PublicKey>,
     /// Records that must be there, by number and hash: learned from another sink, say.
     pub expected: Vec<(u64, Hash)>,
@@ -46,134 +60,6 @@ pub enum Beginning {
     First,
     /// Anywhere: older files are gone, or were left out.
     Later,
-}
-
-/// What stands in the files.
-#[derive(Debug, PartialEq, Serialize)]
-pub struct Report {
-    /// All in all.
-    pub verdict: Verdict,
-    /// Records, in all chains.
-    pub records: u64,
-    /// Lines that are no record: what crashes have left of one that nobody was told is written.
-    pub torn: u64,
-    /// One a process, in the order of their starts.
-    pub chains: Vec<Stretch>,
-    /// Where it is broken.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub broken: Option<Broken>,
-}
-
-/// What a set of files is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Verdict {
-    /// Something was altered, moved, put in or taken out.
-    Broken,
-    /// Nothing is missing, but for what may have stood behind the last record of a chain that was not
-    /// ended.
-    Open,
-    /// Nothing is missing.
-    Whole,
-}
-
-/// One process's records.
-#[derive(Debug, PartialEq, Serialize)]
-pub struct Stretch {
-    /// Which process.
-    pub instance: Uuid,
-    /// The number of its first record here.
-    pub first: u64,
-    /// The number of its last one.
-    pub last: u64,
-    /// And its hash: what `--expect` takes.
-    pub hash: Hash,
-    /// How it ends.
-    pub end: End,
-    /// Records at its end that no signature vouches for.
-    pub unsigned: u64,
-    /// Records that stand twice, since their file was moved while they were written.
-    pub repeated: u64,
-    /// The name of the key that signed; none where nothing here is signed.
-    pub key: Option<String>,
-    /// How it is known.
-    pub trust: Option<Trust>,
-}
-
-/// How a chain ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum End {
-    /// Without a last record, and the next process has signed what it found there.
-    Confirmed,
-    /// Without a last record: the process goes on, has crashed, or the rest was cut off.
-    Open,
-    /// With the last record of a process that has stopped.
-    Stopped,
-}
-
-/// How a key is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Trust {
-    /// The files name it: whoever can write them could have signed all of it.
-    Found,
-    /// It was given.
-    Given,
-}
-
-/// The first place at which files are broken.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Broken {
-    /// The file; none when it can't be told.
-    pub file: Option<PathBuf>,
-    /// The line, counted from 1.
-    pub line: Option<u64>,
-    /// Whose chain.
-    pub instance: Option<Uuid>,
-    /// The record's number.
-    pub seq: Option<u64>,
-    /// What is wrong.
-    pub what: String,
-}
-
-impl Broken {
-    fn at(path: &Path, line: u64, place: Option<&Place>, flaw: Flaw) -> Self {
-        Self {
-            file: Some(path.to_owned()),
-            line: Some(line),
-            instance: place.map(|place| place.instance),
-            seq: place.map(|place| place.seq),
-            what: flaw.to_string(),
-        }
-    }
-}
-
-/// What is wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-enum Flaw {
-    #[error("the record, or what stands before it, was altered")]
-    Altered,
-    #[error("the record is signed by a key that was not given, or the signature is not good")]
-    Forged,
-    #[error("the records before it, from the first of this process on, are missing")]
-    Headless,
-    #[error("no record: the line was altered, or is longer than any")]
-    NoRecord,
-    #[error("the records {from} to {to} before it are missing")]
-    Missing { from: u64, to: u64 },
-    #[error("the record is out of place: {expected} would be next")]
-    Misplaced { expected: u64 },
-    #[error("the record stands behind the last one of its process")]
-    Posthumous,
-    #[error("the record {seq} with the hash {hash}, which was expected, is not in these files")]
-    Unfound { seq: u64, hash: Hash },
-    #[error(
-        "the process {instance} had written up to {seq} before this one began, which is missing"
-    )]
-    Unpreceded { instance: Uuid, seq: u64 },
-    #[error("the records of {instance} are not those that stood there when this process began")]
-    Replaced { instance: Uuid },
 }
 
 /// A file cannot be read.
@@ -257,7 +143,7 @@ impl Verifier {
     /// When they cannot be read.
     pub fn read(&mut self, path: &Path, mut lines: impl BufRead) -> io::Result<bool> {
         let mut line = Vec::new();
-        let mut number = 0;
+        let mut number: u64 = 0;
         // A line that is none: a crash may have left it, if a process begins behind it.
         let mut torn = None;
         let mut at = At::Beginning;
@@ -283,7 +169,12 @@ impl Verifier {
                 }
                 self.torn += 1;
             }
-            match self.take(&linked, &line, at) {
+            let here = Line {
+                path,
+                number,
+                bytes: &line,
+            };
+            match self.take(&linked, here, at) {
                 Ok(true) => at = At::Within,
                 Ok(false) => {}
                 Err(flaw) => {
@@ -299,22 +190,25 @@ impl Verifier {
 
     /// What was found.
     pub fn report(mut self) -> Report {
-        if let (None, Some((seq, hash))) = (&self.broken, self.known.expected.first()) {
-            let (seq, hash) = (*seq, *hash);
-            self.broken = Some(Broken {
-                file: None,
-                line: None,
-                instance: None,
-                seq: Some(seq),
-                what: Flaw::Unfound { seq, hash }.to_string(),
+        let vouched = self.vouched();
+        if self.broken.is_none() {
+            self.broken = self.foreign(&vouched).or_else(|| {
+                let (seq, hash) = *self.known.expected.first()?;
+                Some(Broken {
+                    file: None,
+                    line: None,
+                    instance: None,
+                    seq: Some(seq),
+                    what: Flaw::Unfound { seq, hash }.to_string(),
+                })
             });
         }
-        let trust = match self.known.keys.is_empty() {
-            true => Trust::Found,
-            false => Trust::Given,
-        };
         let runs = self.order.iter().filter_map(|instance| {
             let run = self.runs.get(instance)?;
+            let trust = match vouched.contains(instance) {
+                true => Trust::Vouched,
+                false => Trust::Found,
+            };
             Some(run.stretch(*instance, trust))
         });
         let chains: Vec<Stretch> = runs.collect();
@@ -334,13 +228,13 @@ impl Verifier {
 
     /// Takes a record. Whether it is new; one that was taken before may stand at the beginning of a
     /// file alone: the lot that was written while the last one was moved.
-    fn take(&mut self, linked: &Linked<'_>, line: &[u8], at: At) -> Result<bool, Flaw> {
+    fn take(&mut self, linked: &Linked<'_>, line: Line<'_>, at: At) -> Result<bool, Flaw> {
         let Place {
             instance,
             seq,
             hash,
         } = linked.place;
-        let event = self.signed(linked, line)?;
+        let event = signed(linked, line.bytes)?;
         match self.runs.get_mut(&instance) {
             Some(run) => {
                 if !run.take(linked)? {
@@ -351,7 +245,7 @@ impl Verifier {
                 }
             }
             None => {
-                let run = self.begin(linked)?;
+                let run = self.begin(linked, line)?;
                 self.order.push(instance);
                 self.runs.insert(instance, run);
             }
@@ -364,56 +258,45 @@ impl Verifier {
         Ok(true)
     }
 
-    /// What a signed record says, whose signature is good.
-    fn signed(&self, linked: &Linked<'_>, line: &[u8]) -> Result<Option<(PublicKey, Line)>, Flaw> {
-        let Some(signature) = &linked.signature else {
-            return Ok(None);
-        };
-        let event: Line = serde_json::from_slice(line).map_err(|_| Flaw::Altered)?;
-        let key: PublicKey = event
-            .additional_event_data
-            .public_key
-            .parse()
-            .map_err(|_| Flaw::Forged)?;
-        let known = self.known.keys.is_empty() || self.known.keys.contains(&key);
-        if !known || !linked.place.signed(&key, signature) {
-            return Err(Flaw::Forged);
-        }
-        Ok(Some((key, event)))
-    }
-
     /// The first record of a process that is read.
-    fn begin(&self, linked: &Linked<'_>) -> Result<Run, Flaw> {
+    fn begin(&self, linked: &Linked<'_>, line: Line<'_>) -> Result<Run, Flaw> {
         let first = self.runs.is_empty() && self.known.beginning == Beginning::Later;
         match linked.place.seq {
             0 => {
-                let run = Run::first(linked)?;
+                let run = Run::first(linked, line)?;
                 // What a process begins with is signed.
                 linked.signature.map(|_| run).ok_or(Flaw::Forged)
             }
-            _ if first => Ok(Run::later(linked)),
+            _ if first => Ok(Run::later(linked, line)),
             _ => Err(Flaw::Headless),
         }
     }
 
-    /// Vouches for all that was read of a process.
-    fn vouch(&mut self, instance: Uuid, key: &PublicKey, event: Line) -> Result<(), Flaw> {
+    /// Vouches for all that was read of a process, by a record that is signed with `key`.
+    fn vouch(&mut self, instance: Uuid, key: &PublicKey, event: Event) -> Result<(), Flaw> {
         let alone = self.runs.len() == 1;
-        let Some(run) = self.runs.get_mut(&instance) else {
+        let Self { known, runs, .. } = self;
+        let Some(run) = runs.get_mut(&instance) else {
             return Ok(());
         };
-        run.vouch(key)?;
-        match event.event_name {
-            Event::Checkpoint => Ok(()),
-            Event::Stopped => {
+        let Event { event_name, signed } = event;
+        if let Some(one) = &signed.countersignature {
+            let by = one.signer().filter(|_| one.of.instance == instance);
+            let by = by.ok_or(Flaw::Miscountersigned)?;
+            run.countersign(one, &by, known.trust(&by))?;
+        }
+        run.vouch(key, known.trust(key))?;
+        match event_name {
+            Name::Checkpoint => Ok(()),
+            Name::Stopped => {
                 run.stop();
                 Ok(())
             }
-            Event::Started => match event.additional_event_data.previous {
+            Name::Started => match signed.previous {
                 None => Ok(()),
-                Some(previous) => match self.runs.get_mut(&previous.instance) {
-                    Some(run) => run.confirm(&previous),
-                    None if alone && self.known.beginning == Beginning::Later => Ok(()),
+                Some(previous) => match runs.get_mut(&previous.instance) {
+                    Some(run) => run.confirm(&previous, instance),
+                    None if alone && known.beginning == Beginning::Later => Ok(()),
                     None => Err(Flaw::Unpreceded {
                         instance: previous.instance,
                         seq: previous.seq,
@@ -422,6 +305,63 @@ impl Verifier {
             },
         }
     }
+
+    /// The chains that a given key vouches for, directly or by the one that comes next.
+    fn vouched(&self) -> HashSet<Uuid> {
+        let mut vouched = HashSet::new();
+        for instance in self.order.iter().rev() {
+            let Some(run) = self.runs.get(instance) else {
+                continue;
+            };
+            let next = run.confirmed_by();
+            if run.is_vouched() || next.is_some_and(|next| vouched.contains(&next)) {
+                vouched.insert(*instance);
+            }
+        }
+        vouched
+    }
+
+    /// The first chain that is signed, and that no given key vouches for.
+    fn foreign(&self, vouched: &HashSet<Uuid>) -> Option<Broken> {
+        if self.known.keys.is_empty() {
+            return None;
+        }
+        let foreign = self.order.iter().find_map(|instance| {
+            let run = self.runs.get(instance).filter(|run| run.is_signed())?;
+            (!vouched.contains(instance)).then_some((instance, run))
+        });
+        foreign.map(|(instance, run)| run.foreign(*instance))
+    }
+}
+
+impl Known {
+    fn trust(&self, key: &PublicKey) -> Trust {
+        match self.keys.contains(key) {
+            true => Trust::Given,
+            false => Trust::Found,
+        }
+    }
+}
+
+/// What a signed record says, whose signature is good.
+fn signed(linked: &Linked<'_>, line: &[u8]) -> Result<Option<(PublicKey, Event)>, Flaw> {
+    let Some(signature) = &linked.signature else {
+        return Ok(None);
+    };
+    let event: Event = serde_json::from_slice(line).map_err(|_| Flaw::Altered)?;
+    let key: PublicKey = event.signed.public_key.parse().map_err(|_| Flaw::Forged)?;
+    match linked.place.signed(&key, signature.as_ref()) {
+        true => Ok(Some((key, event))),
+        false => Err(Flaw::Forged),
+    }
+}
+
+/// A line, and where it stands.
+#[derive(Clone, Copy)]
+struct Line<'a> {
+    path: &'a Path,
+    number: u64,
+    bytes: &'a [u8],
 }
 
 /// Where in a file a record stands.
@@ -441,9 +381,10 @@ fn next(lines: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
 /// What matters of a signed line.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Line {
-    event_name: Event,
-    additional_event_data: Signed,
+struct Event {
+    event_name: Name,
+    #[serde(rename = "additionalEventData")]
+    signed: Signed,
 }
 
 /// Longest line, in bytes: a batch's record names up to 64 keys, and no text in one is longer than a

@@ -23,6 +23,7 @@ use crate::admin::Admin;
 use crate::audit;
 use crate::audit::Audit;
 use crate::audit::Collector;
+use crate::audit::Countersigning;
 use crate::audit::Sink;
 use crate::broker::Broker;
 use crate::broker::Grants;
@@ -81,6 +82,8 @@ pub(super) struct Broking {
     follower: Arc<Follower>,
     /// None where nothing is kept for the next start.
     keeper: Option<Keeper>,
+    /// None where no KMS key countersigns audit records.
+    countersigning: Option<Countersigning>,
 }
 
 impl Broking {
@@ -113,6 +116,12 @@ impl Broking {
         metrics.loaded(clock.wall());
         let sink = sink(&config.audit, &telemetry, metrics.clone())?;
         let audit = Audit::new(sink, Arc::clone(&clock));
+        let countersigning = config.audit.kms_key.as_ref().and_then(|key| {
+            let key = backends.aws.signing_key(key);
+            audit.countersign(Box::new(key))
+        });
+        let backends = Arc::new(backends);
+        let delegation: Arc<dyn kms::Delegation> = backends.clone();
         let guarded = Guarded::new(
             backends,
             &config.kms.aws,
@@ -209,6 +218,7 @@ impl Broking {
             telemetry,
             follower,
             keeper,
+            countersigning,
         })
     }
 
@@ -242,6 +252,9 @@ impl Broking {
         self.server.run(shutdown).await;
         if let Some(keeping) = keeping {
             keeping.end().await;
+        }
+        if let Some(countersigning) = self.countersigning {
+            countersigning.end().await;
         }
         aside.shutdown().await;
         self.follower.end().await;

@@ -1,39 +1,35 @@
-//! Signatures: Ed25519 (RFC 8032), for records that others check.
+//! Signatures for records that others check: Ed25519 (RFC 8032) of our own, and those that AWS KMS
+//! makes.
+
+mod public;
 
 use std::fmt;
-use std::str::FromStr;
 
-use aws_lc_rs::signature::ED25519;
 use aws_lc_rs::signature::Ed25519KeyPair;
 use aws_lc_rs::signature::KeyPair as _;
-use aws_lc_rs::signature::UnparsedPublicKey;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use rustls_pki_types::PrivatePkcs8KeyDer;
-use rustls_pki_types::SubjectPublicKeyInfoDer;
 use rustls_pki_types::pem::PemObject as _;
 use zeroize::Zeroizing;
 
-use crate::crypto::digest::sha256;
+pub use public::Algorithm;
+pub use public::PublicKey;
 
 /// Signs.
 pub struct SigningKey(Ed25519KeyPair);
 
-/// Tells whether a [`SigningKey`] has signed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PublicKey([u8; 32]);
-
-/// What a key makes of a message.
+/// What a [`SigningKey`] makes of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Signature([u8; SIGNATURE]);
 
 /// The length of a signature, in bytes.
 pub const SIGNATURE: usize = 64;
 
-/// The bytes are no Ed25519 key.
+/// The bytes are no key of a kind that is known here, and no signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no Ed25519 key")]
+#[error("no key of Ed25519, or of ECDSA over P-256 or P-384")]
 pub struct Malformed;
 
 /// The operating system gave no randomness for a key.
@@ -84,46 +80,7 @@ impl SigningKey {
     /// The half of it that others check with.
     pub fn public(&self) -> PublicKey {
         let bytes = self.0.public_key().as_ref().try_into();
-        PublicKey(bytes.expect("an Ed25519 public key has 32 bytes"))
-    }
-}
-
-impl PublicKey {
-    /// Reads a SubjectPublicKeyInfo as PEM: what `openssl pkey -pubout` makes.
-    ///
-    /// # Errors
-    /// [`Malformed`].
-    pub fn from_pem(pem: &[u8]) -> Result<Self, Malformed> {
-        let der = SubjectPublicKeyInfoDer::from_pem_slice(pem).map_err(|_| Malformed)?;
-        let key = der.as_ref().strip_prefix(&SPKI).ok_or(Malformed)?;
-        key.try_into().map(Self).map_err(|_| Malformed)
-    }
-
-    /// A name for people: the key's SHA-256, as ssh-keygen writes it.
-    pub fn id(&self) -> String {
-        format!("SHA256:{}", BASE64_URL_SAFE_NO_PAD.encode(sha256(&self.0)))
-    }
-
-    /// Whether `signature` is this key's, over `message`.
-    pub fn verifies(&self, message: &[u8], signature: &Signature) -> bool {
-        UnparsedPublicKey::new(&ED25519, self.0)
-            .verify(message, &signature.0)
-            .is_ok()
-    }
-}
-
-impl fmt::Display for PublicKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        BASE64_URL_SAFE_NO_PAD.encode(self.0).fmt(f)
-    }
-}
-
-impl FromStr for PublicKey {
-    type Err = Malformed;
-
-    fn from_str(text: &str) -> Result<Self, Malformed> {
-        let mut key = [0; 32];
-        decode(text.as_bytes(), &mut key).map(|()| Self(key))
+        PublicKey::ed25519(bytes.expect("an Ed25519 public key has 32 bytes"))
     }
 }
 
@@ -133,8 +90,13 @@ impl Signature {
     /// # Errors
     /// [`Malformed`].
     pub fn parse(text: &[u8]) -> Result<Self, Malformed> {
-        let mut signature = [0; SIGNATURE];
-        decode(text, &mut signature).map(|()| Self(signature))
+        decode(text).map(Self)
+    }
+}
+
+impl AsRef<[u8]> for Signature {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
     }
 }
 
@@ -144,17 +106,14 @@ impl fmt::Display for Signature {
     }
 }
 
-fn decode<const N: usize>(text: &[u8], bytes: &mut [u8; N]) -> Result<(), Malformed> {
-    match BASE64_URL_SAFE_NO_PAD.decode_slice(text, bytes) {
-        Ok(length) if length == N => Ok(()),
+/// The `N` bytes that `text` is in base64url.
+fn decode<const N: usize>(text: &[u8]) -> Result<[u8; N], Malformed> {
+    let mut bytes = [0; N];
+    match BASE64_URL_SAFE_NO_PAD.decode_slice(text, &mut bytes) {
+        Ok(length) if length == N => Ok(bytes),
         _ => Err(Malformed),
     }
 }
-
-/// What stands before the key in the DER of a SubjectPublicKeyInfo (RFC 8410, section 4).
-const SPKI: [u8; 12] = [
-    0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
-];
 
 #[cfg(test)]
 mod tests {
@@ -166,10 +125,10 @@ mod tests {
         let read = SigningKey::from_pem(key.to_pem().unwrap().as_bytes()).unwrap();
         assert_eq!(read.public(), key.public());
         let signature = read.sign(b"message");
-        assert!(key.public().verifies(b"message", &signature));
-        assert!(!key.public().verifies(b"massage", &signature));
+        assert!(key.public().verifies(b"message", signature.as_ref()));
+        assert!(!key.public().verifies(b"massage", signature.as_ref()));
         let other = SigningKey::random().unwrap().public();
-        assert!(!other.verifies(b"message", &signature));
+        assert!(!other.verifies(b"message", signature.as_ref()));
         let text = signature.to_string();
         assert_eq!(Signature::parse(text.as_bytes()), Ok(signature));
         assert_eq!(key.public().to_string().parse(), Ok(key.public()));

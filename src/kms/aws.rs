@@ -6,9 +6,12 @@ mod codes;
 mod config;
 mod credentials;
 mod failure;
+mod grants;
+mod signing;
 
 pub use config::Config;
 pub use config::Misconfigured;
+pub use signing::SigningKey;
 
 use std::collections::HashMap;
 use std::sync::Mutex;

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::metrics::Audited;
+use crate::metrics::Countersigned;
 use crate::metrics::Dependency;
 use crate::metrics::Lookup;
 use crate::metrics::RateScope;
@@ -32,6 +33,11 @@ pub(super) struct Values {
     pub(super) waiters: AtomicU64,
     pub(super) audited: AuditCounts,
     pub(super) audit_degraded: AtomicU64,
+    pub(super) audit_kms_degraded: AtomicU64,
+    pub(super) countersigned: CountersignedCounts,
+    /// Records, and the age of the oldest in seconds.
+    pub(super) not_countersigned: AtomicU64,
+    pub(super) countersignature_lag: AtomicU64,
     pub(super) audit_best_effort: AtomicU64,
     pub(super) kms_degraded: AtomicU64,
     pub(super) store_degraded: AtomicU64,
@@ -55,6 +61,7 @@ impl Values {
     pub(super) fn degraded(&self, dependency: Dependency) -> &AtomicU64 {
         match dependency {
             Dependency::Audit => &self.audit_degraded,
+            Dependency::AuditKms => &self.audit_kms_degraded,
             Dependency::Kms => &self.kms_degraded,
             Dependency::Store => &self.store_degraded,
         }
@@ -74,6 +81,21 @@ impl AuditCounts {
             Audited::Accepted => &self.accepted,
             Audited::Failed => &self.failed,
             Audited::Missed => &self.missed,
+        }
+    }
+}
+
+#[derive(Default)]
+pub(super) struct CountersignedCounts {
+    done: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl CountersignedCounts {
+    pub(super) fn of(&self, countersigned: Countersigned) -> &AtomicU64 {
+        match countersigned {
+            Countersigned::Done => &self.done,
+            Countersigned::Failed => &self.failed,
         }
     }
 }

@@ -24,6 +24,27 @@ impl Audited {
     }
 }
 
+/// What became of an attempt to have audit records countersigned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Countersigned {
+    /// KMS has signed.
+    Done,
+    /// It has not.
+    Failed,
+}
+
+impl Countersigned {
+    pub(super) const ALL: [Self; 2] = [Self::Done, Self::Failed];
+
+    /// The value of the label `outcome`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// How a look-up in the data-key cache was served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lookup {
@@ -228,6 +249,8 @@ impl Warming {
 pub enum Dependency {
     /// The sinks of audit records.
     Audit,
+    /// The KMS key that countersigns them.
+    AuditKms,
     /// The key management service.
     Kms,
     /// Where tenants are kept.
@@ -235,12 +258,13 @@ pub enum Dependency {
 }
 
 impl Dependency {
-    pub(super) const ALL: [Self; 3] = [Self::Audit, Self::Kms, Self::Store];
+    pub(super) const ALL: [Self; 4] = [Self::Audit, Self::AuditKms, Self::Kms, Self::Store];
 
     /// The value of the label `dependency`.
     pub fn label(self) -> &'static str {
         match self {
             Self::Audit => "audit",
+            Self::AuditKms => "audit_kms",
             Self::Kms => "kms",
             Self::Store => "store",
         }

@@ -8,6 +8,7 @@ use opentelemetry::metrics::AsyncInstrument;
 use opentelemetry::metrics::Meter;
 
 use crate::metrics::Audited;
+use crate::metrics::Countersigned;
 use crate::metrics::Dependency;
 use crate::metrics::Lookup;
 use crate::metrics::RateScope;
@@ -28,6 +29,31 @@ pub(super) fn register(meter: &Meter, values: &Arc<Values>) {
                 let count = values.audited.of(one).load(Relaxed);
                 instrument.observe(count, &[KeyValue::new("outcome", one.label())]);
             }
+        }))
+        .build();
+    meter
+        .u64_observable_counter("keybroker_audit_countersignatures")
+        .with_description("Attempts to have audit records countersigned by KMS, by outcome.")
+        .with_callback(reading(values, |values, instrument| {
+            for one in Countersigned::ALL {
+                let count = values.countersigned.of(one).load(Relaxed);
+                instrument.observe(count, &[KeyValue::new("outcome", one.label())]);
+            }
+        }))
+        .build();
+    meter
+        .u64_observable_gauge("keybroker_audit_not_countersigned")
+        .with_description("Audit records of calls that KMS has not countersigned yet.")
+        .with_callback(reading(values, |values, instrument| {
+            instrument.observe(values.not_countersigned.load(Relaxed), &[]);
+        }))
+        .build();
+    meter
+        .u64_observable_gauge("keybroker_audit_countersignature_lag")
+        .with_unit("s")
+        .with_description("Age of the oldest audit record that KMS has not countersigned yet.")
+        .with_callback(reading(values, |values, instrument| {
+            instrument.observe(values.countersignature_lag.load(Relaxed), &[]);
         }))
         .build();
     meter

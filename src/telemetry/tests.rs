@@ -57,6 +57,10 @@ fn all_series_that_are_known_start_at_0() {
     assert_eq!(
         names,
         [
+            "keybroker_audit_countersignature_lag_seconds",
+            r#"keybroker_audit_countersignatures_total{outcome="done"}"#,
+            r#"keybroker_audit_countersignatures_total{outcome="failed"}"#,
+            "keybroker_audit_not_countersigned",
             r#"keybroker_audit_records_total{outcome="accepted"}"#,
             r#"keybroker_audit_records_total{outcome="failed"}"#,
             r#"keybroker_audit_records_total{outcome="missed"}"#,
@@ -82,6 +86,7 @@ fn all_series_that_are_known_start_at_0() {
             r#"keybroker_data_key_retirements_total{reason="purge"}"#,
             r#"keybroker_data_key_retirements_total{reason="rotated"}"#,
             r#"keybroker_degraded{dependency="audit"}"#,
+            r#"keybroker_degraded{dependency="audit_kms"}"#,
             r#"keybroker_degraded{dependency="kms"}"#,
             r#"keybroker_degraded{dependency="store"}"#,
             "keybroker_key_cache_bytes",

@@ -17,6 +17,7 @@ use keybroker::kms::Error;
 use keybroker::kms::Guarded;
 use keybroker::kms::KeyRef;
 use keybroker::kms::Kms;
+use keybroker::kms::Signer as _;
 use keybroker::kms::aws::Aws;
 use keybroker::kms::aws::Config;
 use keybroker::message::EncryptedDataKey;
@@ -690,6 +691,24 @@ async fn a_server_of_others_understands_us() {
     let unknown = format!("arn:aws:kms:{REGION}:123456789012:key/1234abcd");
     let described = aws.describe_key(&unknown.parse().unwrap()).await;
     assert!(matches!(described, Err(Error::NotFound(_))));
+}
+
+#[tokio::test]
+async fn a_key_that_signs_signs_for_us_and_one_that_encrypts_does_not() {
+    let fake = FakeKms::start().await;
+    let aws = fake.aws();
+    let key = aws.signing_key(&fake.signing_key(REGION));
+    let public = key.public_key().await.unwrap();
+    let signature = key.sign(&public, b"message").await.unwrap();
+    assert!(public.verifies(b"message", &signature));
+    assert!(!public.verifies(b"massage", &signature));
+    let other = aws.signing_key(&fake.signing_key(REGION));
+    let other = other.public_key().await.unwrap();
+    let refused = key.sign(&other, b"message").await;
+    assert!(matches!(refused, Err(Error::Invalid(_))), "{refused:?}");
+    assert_eq!(key.dry_run().await, Ok(()));
+    let encrypts = aws.signing_key(&fake.key(REGION)).public_key().await;
+    assert!(matches!(encrypts, Err(Error::NotFound(_))), "{encrypts:?}");
 }
 
 /// The keys of a fake, in the states of the contract.

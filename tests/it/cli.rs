@@ -6,6 +6,7 @@ mod bad_input;
 mod canaries;
 mod checking;
 mod collecting;
+mod countersigning;
 mod crashes;
 mod dev;
 mod fleet;

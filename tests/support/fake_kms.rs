@@ -30,6 +30,7 @@
 //! | `request` | a request as it is read |
 //! | `route` | the way of the real client to the port of a Region |
 //! | `service` | the operations, when nothing goes wrong |
+//! | `signing` | those of keys that sign |
 
 mod answer;
 mod calls;
@@ -44,6 +45,7 @@ mod region;
 mod request;
 mod route;
 mod service;
+mod signing;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -92,6 +94,10 @@ pub enum Operation {
     GenerateDataKey,
     GenerateDataKeyWithoutPlaintext,
     GenerateRandom,
+    GetPublicKey,
+    Sign,
+    ListGrants,
+    RevokeGrant,
 }
 
 /// A running fake. Stops when dropped.

@@ -1,14 +1,19 @@
 //! The chain of one process, as far as it was read.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 
 use uuid::Uuid;
 
+use crate::audit::countersign::Countersignature;
 use crate::audit::link::Hash;
 use crate::audit::link::Linked;
 use crate::audit::link::Place;
+use crate::audit::verify::Broken;
+use crate::audit::verify::Countersigned;
 use crate::audit::verify::End;
 use crate::audit::verify::Flaw;
+use crate::audit::verify::Line;
 use crate::audit::verify::Stretch;
 use crate::audit::verify::Trust;
 use crate::crypto::signature::PublicKey;
@@ -24,20 +29,31 @@ pub(super) struct Run {
     signed: Option<u64>,
     repeated: u64,
     key: Option<PublicKey>,
+    /// How the key is known.
+    trust: Trust,
+    /// The last signed records, by number: one of them may be countersigned later.
+    places: VecDeque<(u64, Hash)>,
+    countersigned: Option<Countersigned>,
+    /// Whether a given key has countersigned any of it.
+    vouched: bool,
+    confirmed_by: Option<Uuid>,
+    /// Where the first record stands.
+    file: PathBuf,
+    line: u64,
 }
 
 impl Run {
     /// Begins with the first record of a process.
-    pub(super) fn first(linked: &Linked<'_>) -> Result<Self, Flaw> {
+    pub(super) fn first(linked: &Linked<'_>, line: Line<'_>) -> Result<Self, Flaw> {
         let genesis = Hash::genesis(linked.place.instance);
         match genesis.next(linked.body) == linked.place.hash {
-            true => Ok(Self::later(linked)),
+            true => Ok(Self::later(linked, line)),
             false => Err(Flaw::Altered),
         }
     }
 
     /// Begins with any record: what stands before it is not known.
-    pub(super) fn later(linked: &Linked<'_>) -> Self {
+    pub(super) fn later(linked: &Linked<'_>, line: Line<'_>) -> Self {
         let Place { seq, hash, .. } = linked.place;
         Self {
             first: seq,
@@ -48,6 +64,13 @@ impl Run {
             signed: None,
             repeated: 0,
             key: None,
+            trust: Trust::Found,
+            places: VecDeque::new(),
+            countersigned: None,
+            vouched: false,
+            confirmed_by: None,
+            file: line.path.to_owned(),
+            line: line.number,
         }
     }
 
@@ -93,11 +116,45 @@ impl Run {
     }
 
     /// The last record is signed, by `key`: one process has one.
-    pub(super) fn vouch(&mut self, key: &PublicKey) -> Result<(), Flaw> {
+    pub(super) fn vouch(&mut self, key: &PublicKey, trust: Trust) -> Result<(), Flaw> {
         if self.key.get_or_insert(*key) != key {
             return Err(Flaw::Forged);
         }
+        self.trust = trust;
         self.signed = Some(self.last);
+        if self.places.len() == RECENT {
+            self.places.pop_front();
+        }
+        self.places.push_back((self.last, self.hash));
+        Ok(())
+    }
+
+    /// The last record carries `one`, which is good, by `key`. Of what stands before all that is
+    /// known it proves nothing.
+    pub(super) fn countersign(
+        &mut self,
+        one: &Countersignature,
+        key: &PublicKey,
+        trust: Trust,
+    ) -> Result<(), Flaw> {
+        let Place { seq, hash, .. } = one.of;
+        let oldest = self.places.front().map_or(self.last, |(seq, _)| *seq);
+        if seq < oldest {
+            return Ok(());
+        }
+        let at = self.places.binary_search_by_key(&seq, |(seq, _)| *seq);
+        let known = at.ok().and_then(|at| self.places.get(at));
+        if known != Some(&(seq, hash)) {
+            return Err(Flaw::Miscountersigned);
+        }
+        self.vouched |= trust == Trust::Given;
+        self.countersigned = Some(Countersigned {
+            last: seq,
+            behind: 0,
+            key: key.id(),
+            arn: one.key_id.clone(),
+            trust,
+        });
         Ok(())
     }
 
@@ -106,7 +163,7 @@ impl Run {
     }
 
     /// Another process has found `place` to be the last record.
-    pub(super) fn confirm(&mut self, place: &Place) -> Result<(), Flaw> {
+    pub(super) fn confirm(&mut self, place: &Place, by: Uuid) -> Result<(), Flaw> {
         let Place {
             instance,
             seq,
@@ -116,7 +173,13 @@ impl Run {
             return Err(Flaw::Unpreceded { instance, seq });
         }
         match self.recent(seq) {
-            Some(known) if known == hash => {}
+            Some(known) if known == hash => {
+                // A signed record before it names the key that signs what may follow.
+                let signed = self.places.front();
+                if signed.is_some_and(|(signed, _)| *signed <= seq) {
+                    self.confirmed_by = Some(by);
+                }
+            }
             // So many later ones: both were writing.
             None => return Ok(()),
             Some(_) => return Err(Flaw::Replaced { instance }),
@@ -142,7 +205,40 @@ impl Run {
             unsigned,
             repeated: self.repeated,
             key: self.key.map(|key| key.id()),
-            trust: self.key.map(|_| trust),
+            trust: self.key.map(|_| match self.trust {
+                Trust::Given => Trust::Given,
+                Trust::Found | Trust::Vouched => trust,
+            }),
+            countersigned: self.countersigned.as_ref().map(|one| Countersigned {
+                behind: self.last - one.last,
+                ..one.clone()
+            }),
+        }
+    }
+
+    /// Whether any of it is signed.
+    pub(super) fn is_signed(&self) -> bool {
+        self.key.is_some()
+    }
+
+    /// Whether a given key has signed or countersigned it.
+    pub(super) fn is_vouched(&self) -> bool {
+        self.vouched || self.trust == Trust::Given
+    }
+
+    /// The process whose first record is about this end.
+    pub(super) fn confirmed_by(&self) -> Option<Uuid> {
+        self.confirmed_by
+    }
+
+    /// That no given key vouches for it.
+    pub(super) fn foreign(&self, instance: Uuid) -> Broken {
+        Broken {
+            file: Some(self.file.clone()),
+            line: Some(self.line),
+            instance: Some(instance),
+            seq: Some(self.first),
+            what: Flaw::Foreign.to_string(),
         }
     }
 

@@ -1,10 +1,14 @@
+mod countersigned;
+
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use crate::audit::chain::Chain;
+use crate::audit::countersign::Countersignature;
 use crate::audit::key::Key;
 use crate::clock::Manual;
+use crate::crypto::signature::SigningKey;
 
 use super::*;
 
@@ -75,6 +79,8 @@ fn whose_key_signed_is_checked_where_it_is_given() {
     let report = told(&trail.keys);
     assert_eq!(report.verdict, Verdict::Open);
     assert_eq!(report.chains[0].trust, Some(Trust::Given));
+    // The second process has signed what it found of the first.
+    assert_eq!(told(&trail.keys[1..]).chains[0].trust, Some(Trust::Vouched));
     let broken = told(&trail.keys[..1]).broken.unwrap();
     assert_eq!((broken.line, broken.seq), (Some(11), Some(0)));
     assert!(broken.what.contains("not given"), "{}", broken.what);
@@ -258,10 +264,13 @@ impl Process {
     fn new(previous: Option<Place>) -> (Self, PublicKey) {
         let key = Key::of_process().unwrap();
         let public = key.public();
+        (Self::of(Uuid::now_v7(), key, previous), public)
+    }
+
+    fn of(instance: Uuid, key: Key, previous: Option<Place>) -> Self {
         let clock = Arc::new(Manual::new(Timestamp::UNIX_EPOCH));
-        let instance = Uuid::now_v7();
         let chain = Chain::new(instance, key, previous, clock);
-        (Self { chain, instance }, public)
+        Self { chain, instance }
     }
 
     fn fill(&mut self, numbers: std::ops::Range<u32>, text: &mut Vec<u8>) {

@@ -9,6 +9,7 @@ use crate::audit::Hash;
 use crate::audit::verify;
 use crate::audit::verify::Beginning;
 use crate::audit::verify::Broken;
+use crate::audit::verify::Countersigned;
 use crate::audit::verify::End;
 use crate::audit::verify::Known;
 use crate::audit::verify::Report;
@@ -27,8 +28,9 @@ pub(in crate::cli) struct Args {
     /// Audit files, rotated ones among them; the order does not matter.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// A key that may have signed, as PEM: what `openssl pkey -in audit.key -pubout` prints. Without
-    /// one, the keys that the files name are taken for true. May be given several times.
+    /// A key that may have signed or countersigned, as PEM: what `keybroker audit public-key`
+    /// prints. Without one, the keys that the files name are taken for true. May be given several
+    /// times.
     #[arg(long, value_name = "FILE")]
     public_key: Vec<PathBuf>,
     /// A record that must be there, by its number and hash, learned from elsewhere. May be given
@@ -92,7 +94,7 @@ fn public_key(path: &PathBuf) -> Result<PublicKey, Failure> {
         .map_err(|error| Failure::new(Exit::NoInput, format!("cannot read {shown}: {error}")))?;
     PublicKey::from_pem(&pem).map_err(|error| {
         let sentence =
-            format!("{shown}: {error} in PEM: make it with `openssl pkey -in audit.key -pubout`");
+            format!("{shown}: {error} in PEM: make it with `keybroker audit public-key`");
         Failure::new(Exit::Data, sentence)
     })
 }
@@ -129,6 +131,7 @@ fn line(chain: &Stretch) -> String {
         repeated,
         key,
         trust,
+        countersigned,
     } = chain;
     let mut line = format!("{instance}: {first} to {last}, {last}:{hash}");
     line += match end {
@@ -142,14 +145,31 @@ fn line(chain: &Stretch) -> String {
     if *repeated > 0 {
         line += &format!(", {repeated} twice since the file was moved");
     }
-    match (key, trust) {
-        (Some(key), Some(Trust::Given)) => line += &format!(", signed by {key}, which was given"),
-        (Some(key), _) => {
-            line += &format!(", signed by {key}, which only the file names: see --public-key");
-        }
-        (None, _) => {}
+    if let Some(key) = key {
+        line += &format!(", signed by {key}{}", known(trust.unwrap_or(Trust::Found)));
+    }
+    if let Some(Countersigned {
+        last,
+        behind,
+        key,
+        arn,
+        trust,
+    }) = countersigned
+    {
+        let known = known(*trust);
+        line += &format!(
+            ", countersigned up to {last} ({behind} before the end) by {arn}, {key}{known}"
+        );
     }
     line
+}
+
+fn known(trust: Trust) -> &'static str {
+    match trust {
+        Trust::Found => ", which only the file names: see --public-key",
+        Trust::Given => ", which was given",
+        Trust::Vouched => ", which a key that was given vouches for",
+    }
 }
 
 fn sentence(broken: &Broken) -> String {

@@ -1,5 +1,7 @@
 //! What KMS lets us do with the keys of a directory, found out by dry runs.
 
+mod signing;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use tokio::time::timeout_at;
 use crate::cli::Exit;
 use crate::cli::Failure;
 use crate::cli::Format;
+use crate::cli::check::online::signing::Signing;
 use crate::cli::serve;
 use crate::cli::yield_bytes;
 use crate::config::Config;
@@ -30,7 +33,8 @@ use crate::metrics::KmsOperation;
 use crate::metrics::Metrics;
 use crate::trace::Tracer;
 
-/// Asks about each KMS key of each key in `directory`, and prints the answers. Fails with the exit
+/// Asks about each KMS key of each key in `directory`, and about the one that countersigns audit
+/// records, and prints the answers. Fails with the exit
 /// code of what is most worth doing something about.
 pub(super) async fn check(
     config: &Config,
@@ -40,14 +44,22 @@ pub(super) async fn check(
 ) -> Result<(), Failure> {
     let within = Duration::try_from(within).unwrap_or(Duration::ZERO);
     let within = within.min(LONGEST);
-    let kms: Arc<dyn Kms> = Arc::new(serve::backends(config, Purpose::Production).await?);
+    let backends = Arc::new(serve::backends(&config.kms, Purpose::Production).await?);
+    let signing = match &config.audit.kms_key {
+        Some(key) => Some(Signing::ask(backends.aws.signing_key(key), within).await),
+        None => None,
+    };
+    // What fails once is asked again, as the server does.
+    let guarded = Guarded::new(backends, &config.kms.aws, Metrics::unread(), Tracer::off());
+    let kms: Arc<dyn Kms> = Arc::new(guarded.map_err(|error| Failure::config(&error))?);
     let rows = ask(&kms, directory, within).await;
     let text = match output {
-        Format::Json => json(&rows),
-        Format::Text => text(&rows),
+        Format::Json => json(&rows, signing.as_ref()),
+        Format::Text => text(&rows) + &signing.as_ref().map(Signing::text).unwrap_or_default(),
     };
     yield_bytes(text.as_bytes())?;
-    verdict(&rows)
+    verdict(&rows)?;
+    signing.map_or(Ok(()), |signing| signing.verdict())
 }
 
 /// A KMS key of a key, and what KMS says of it.
@@ -188,7 +200,7 @@ fn text(rows: &[Row]) -> String {
     lines.into_iter().map(|line| line + "\n").collect()
 }
 
-fn json(rows: &[Row]) -> String {
+fn json(rows: &[Row], signing: Option<&Signing>) -> String {
     let rows: Vec<_> = rows
         .iter()
         .map(|row| {
@@ -212,7 +224,9 @@ fn json(rows: &[Row]) -> String {
             })
         })
         .collect();
-    format!("{}\n", serde_json::json!({ "kms_keys": rows }))
+    let signing = signing.map(Signing::json);
+    let all = serde_json::json!({ "kms_keys": rows, "audit_kms_key": signing });
+    format!("{all}\n")
 }
 
 #[derive(Serialize)]

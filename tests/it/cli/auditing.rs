@@ -125,8 +125,8 @@ async fn a_crash_leaves_no_answer_without_a_record_and_a_trail_up_to_the_cut() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_ends_answers_until_there_is_room_again() {
     let scene = Scene::new("").await;
-    // Ignored, the signal leaves the failing write to report itself.
-    let limited = "trap '' XFSZ; ulimit -S -f 200; exec \"$0\" \"$@\"";
+    // Enough for a new store. Ignored, the signal leaves the failing write to report itself.
+    let limited = "trap '' XFSZ; ulimit -S -f 400; exec \"$0\" \"$@\"";
     let mut shell = Command::new("sh");
     shell.args(["-c", limited, KEYBROKER]);
     let server = Running::logging(scene.house.equip(shell));

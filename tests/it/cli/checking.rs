@@ -76,6 +76,41 @@ async fn what_is_missing_is_a_statement_to_paste_for_people_and_for_programs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_key_that_countersigns_the_trail_is_asked_whether_it_signs() {
+    let fake = FakeKms::start().await;
+    let (arn, signing) = (fake.key("eu-west-1"), fake.signing_key("eu-west-1"));
+    let site = site(&fake, &format!("\"{arn}\""));
+    let audit = format!("[audit]\nkms_key = \"{signing}\"\n");
+    site.edit("keybroker.toml", "[audit]\n", &audit);
+    let (code, said, _) = check(&site, &[]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(
+        said.contains(&format!("audit.kms_key  {signing}  Sign ok")),
+        "{said}"
+    );
+
+    fake.deny(BROKER, Operation::Sign, &signing);
+    let (code, said, sentence) = check(&site, &["--output", "json"]);
+    assert_eq!(code, Some(77), "{said}");
+    assert!(
+        sentence.contains("audit.kms_key does not sign"),
+        "{sentence}"
+    );
+    let found: Value = serde_json::from_str(&said).unwrap();
+    let statement = json!({
+        "Effect": "Allow",
+        "Action": ["kms:GetPublicKey", "kms:Sign"],
+        "Resource": signing.as_str(),
+    });
+    assert_eq!(found["audit_kms_key"]["missing_statement"], statement);
+
+    // One that encrypts signs nothing.
+    site.edit("keybroker.toml", signing.as_str(), arn.as_str());
+    let (code, said, _) = check(&site, &[]);
+    assert_eq!(code, Some(78), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_additional_key_is_asked_whether_it_wraps_and_makes_data_keys() {
     let fake = FakeKms::start().await;
     let (first, more) = (fake.key("eu-west-1"), fake.key("us-east-1"));

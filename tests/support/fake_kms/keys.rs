@@ -43,6 +43,11 @@ impl FakeKms {
         self.add_key(region, &Uuid::new_v4().to_string(), Usage::Mac)
     }
 
+    /// A new key in `region` that signs, of the spec `ECC_NIST_P256`.
+    pub fn signing_key(&self, region: &str) -> Arn {
+        self.add_key(region, &Uuid::new_v4().to_string(), Usage::Sign)
+    }
+
     /// A new multi-Region key, with its primary in `region`.
     pub fn multi_region_key(&self, region: &str) -> Arn {
         let id = format!("mrk-{}", Uuid::new_v4().simple());
@@ -200,6 +205,13 @@ impl Keys {
     pub fn usable(&self, request: &Request) -> Result<String, Refusal> {
         let id = self.find(request)?;
         self.check(request, &id)?;
+        Ok(id)
+    }
+
+    /// The id of the signing key that the request names, if this caller may use it now.
+    pub fn signing(&self, request: &Request) -> Result<String, Refusal> {
+        let id = self.find(request)?;
+        self.check_for(request, &id, Usage::Sign)?;
         Ok(id)
     }
 

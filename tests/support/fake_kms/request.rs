@@ -46,6 +46,10 @@ pub fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Request, Refusal> {
         Some("GenerateDataKey") => Operation::GenerateDataKey,
         Some("GenerateDataKeyWithoutPlaintext") => Operation::GenerateDataKeyWithoutPlaintext,
         Some("GenerateRandom") => Operation::GenerateRandom,
+        Some("GetPublicKey") => Operation::GetPublicKey,
+        Some("Sign") => Operation::Sign,
+        Some("ListGrants") => Operation::ListGrants,
+        Some("RevokeGrant") => Operation::RevokeGrant,
         _ => return refuse("UnknownOperationException", ""),
     };
     let Some((caller, region)) = header("authorization").and_then(scope) else {

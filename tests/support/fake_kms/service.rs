@@ -70,6 +70,10 @@ impl Service {
                 self.generate_data_key(request, Plaintext::Withheld)
             }
             Operation::GenerateRandom => generate_random(request),
+            Operation::GetPublicKey => self.get_public_key(request),
+            Operation::Sign => self.sign(request),
+            Operation::ListGrants => self.list_grants(request),
+            Operation::RevokeGrant => self.revoke_grant(request),
         }
     }
 
