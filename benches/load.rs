@@ -28,6 +28,8 @@ mod group;
 mod process;
 #[path = "load/round.rs"]
 mod round;
+#[path = "load/shares.rs"]
+mod shares;
 #[path = "load/sidecar.rs"]
 mod sidecar;
 #[path = "load/stage.rs"]
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Some(allocations::SERVE) => return allocations::serve(),
+        Some(shares::SERVE) => return shares::serve(&arguments[1], Path::new(&arguments[2])),
         Some(_) | None => {}
     }
     if !arguments.iter().any(|argument| argument == "--bench") {
@@ -110,6 +113,12 @@ async fn measure(wants: impl Fn(&str) -> bool) -> Vec<(String, f64)> {
         println!("allocations a call of 1024 bytes: Encrypt {encrypt:.1}, Decrypt {decrypt:.1}");
         figures.push(("allocations_encrypt_1024".to_owned(), encrypt));
         figures.push(("allocations_decrypt_1024".to_owned(), decrypt));
+    }
+    if wants(SHARES) {
+        for (figure, share) in shares::measure(1 << 10, round::span(USUAL_SPAN)).await {
+            println!("{figure}: {share:.3} of the echo");
+            figures.push((figure.to_owned(), share));
+        }
     }
     if wants(SIDECAR) {
         let found = sidecar::measure().await;
@@ -168,11 +177,14 @@ const GROUPS: [(&str, usize, Shape); 5] = [
     ("1024_single", 1 << 10, Shape::SINGLE),
 ];
 /// What else there is to measure.
-const PARTS: [&str; 2] = [ALLOCATIONS, SIDECAR];
+const PARTS: [&str; 3] = [ALLOCATIONS, SHARES, SIDECAR];
 const ALLOCATIONS: &str = "allocations";
+const SHARES: &str = "shares";
 const SIDECAR: &str = "sidecar";
 /// The most that these may be.
-const BOUNDS: [(&str, f64); 5] = [
+const BOUNDS: [(&str, f64); 7] = [
+    ("audit_cpu_share", 0.12),
+    ("telemetry_cpu_share", 0.06),
     ("encrypt_1024_cpu_ratio", 1.1),
     ("decrypt_1024_cpu_ratio", 1.1),
     ("encrypt_16384_cpu_ratio", 1.15),

@@ -132,6 +132,18 @@ impl Metrics {
         )
     }
 
+    /// Instruments that leave out what every call passes: for a benchmark of what counting it
+    /// costs. No setting leads here.
+    pub fn uncounted() -> Self {
+        let meter = NoopMeterProvider::new().meter("keybroker");
+        Self::new(&meter, Timings::uncounted())
+    }
+
+    /// Whether what every call passes is counted.
+    pub fn counting(&self) -> bool {
+        self.0.timings.counting()
+    }
+
     /// The tally of the calls of `method`, which is named with its service; to be kept by whoever
     /// counts: finding it takes a lock.
     pub fn calls(&self, method: &str) -> Arc<CallTally> {

@@ -128,7 +128,8 @@ impl Group {
 pub const HEADING: &str =
     "bytes       call    calls/s  p50 µs  p99 µs  × echo    user  system  CPU µs  × echo";
 
-fn echo_of(size: usize) -> Call {
+/// A call of the echo, with so many bytes.
+pub fn echo_of(size: usize) -> Call {
     let data = vec![0x5a; size].into();
     Call {
         path: echo::PATH,

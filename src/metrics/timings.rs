@@ -24,6 +24,7 @@ use crate::metrics::durations::Spread;
 pub struct Timings(Arc<Inner>);
 
 struct Inner {
+    counting: bool,
     /// By method.
     calls: Mutex<BTreeMap<Arc<str>, Arc<CallTally>>>,
     allowed: AtomicU64,
@@ -36,6 +37,7 @@ struct Inner {
 impl Default for Inner {
     fn default() -> Self {
         Self {
+            counting: true,
             calls: Mutex::default(),
             allowed: AtomicU64::new(0),
             denied: AtomicU64::new(0),
@@ -66,6 +68,7 @@ pub struct Series {
 
 /// What the calls of one method came to.
 pub struct CallTally {
+    counting: bool,
     method: Arc<str>,
     /// By the code's number.
     codes: [Durations; Code::ALL.len()],
@@ -74,8 +77,9 @@ pub struct CallTally {
 }
 
 impl CallTally {
-    fn new(method: Arc<str>) -> Self {
+    fn new(method: Arc<str>, counting: bool) -> Self {
         Self {
+            counting,
             method,
             codes: Code::ALL.map(|_| Durations::new(&OF_CALLS)),
             reasons: Mutex::default(),
@@ -85,6 +89,11 @@ impl CallTally {
     /// The method with its service, as in `keybroker.v1.KeyBrokerService/Encrypt`.
     pub fn method(&self) -> &Arc<str> {
         &self.method
+    }
+
+    /// Whether its calls are counted.
+    pub fn counting(&self) -> bool {
+        self.counting
     }
 
     /// Counts a call that was served.
@@ -138,6 +147,18 @@ impl CallTally {
 }
 
 impl Timings {
+    /// Those of [`Metrics::uncounted`](crate::metrics::Metrics::uncounted).
+    pub(super) fn uncounted() -> Self {
+        Self(Arc::new(Inner {
+            counting: false,
+            ..Inner::default()
+        }))
+    }
+
+    pub(super) fn counting(&self) -> bool {
+        self.0.counting
+    }
+
     /// The tally of `method`, which is named with its service; to be kept by whoever counts.
     pub(super) fn calls(&self, method: &str) -> Arc<CallTally> {
         let mut calls = self.all();
@@ -145,7 +166,7 @@ impl Timings {
             return Arc::clone(tally);
         }
         let method: Arc<str> = method.into();
-        let tally = Arc::new(CallTally::new(Arc::clone(&method)));
+        let tally = Arc::new(CallTally::new(Arc::clone(&method), self.0.counting));
         calls.insert(method, Arc::clone(&tally));
         tally
     }
