@@ -1,26 +1,31 @@
 //! The tenants file: what it looks like, and what must hold for it to be used.
 
+mod fault;
 mod raw;
+mod values;
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::SignedDuration;
 use toml::Spanned;
 
+pub use fault::Fault;
+pub use values::staleness;
+
+use self::values::audited;
+use self::values::binding;
+use self::values::check_context;
+use self::values::grant_ceiling;
+use self::values::limits;
 use super::Documents;
 use super::Error;
 use super::Home;
-use super::binding::Binding;
-use super::binding::KmsKeys;
-use super::binding::UnfitAdditional;
 use super::key::Key;
 use super::key::KeyPolicy;
-use super::key::Limits;
 use super::key::Pairs;
 use super::key::Revocation;
 use super::key::Role;
@@ -29,137 +34,13 @@ use super::key::Statement;
 use super::key::Tenant;
 use crate::crypto::digest::sha256;
 use crate::identity::PrincipalPattern;
-use crate::kms::KeyRef;
-use crate::kms::MalformedRef;
-use crate::kms::Replicas;
-use crate::kms::UnfitReplicas;
 use crate::message::EncryptionContext;
 use crate::message::context;
 use crate::name::KeyId;
 use crate::name::KeyName;
-use crate::name::Malformed;
 use crate::name::TenantId;
 use crate::quota::Rate;
 use crate::strict;
-
-/// What is wrong with a tenant or a key.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
-    /// A KMS key can't be the additional key that it is named as.
-    #[error("kms names the additional_key {additional} for {key}: {error}")]
-    Additional {
-        /// The KMS key that has it.
-        key: String,
-        /// The one that is named for it.
-        additional: String,
-        /// Why.
-        error: UnfitAdditional,
-    },
-    /// The fixed pairs, or the pairs of a condition, could not stand in an encryption context.
-    #[error("context: {error}{}", detail(error))]
-    Context {
-        /// Why.
-        error: context::Error,
-    },
-    /// The id is none.
-    #[error("the id is {0}")]
-    Id(Malformed),
-    /// A name of a KMS key is malformed.
-    #[error("kms {value:?} is {error}")]
-    Kms {
-        /// The name as written.
-        value: String,
-        /// Why.
-        error: MalformedRef,
-    },
-    /// There are more names than a context has pairs, or one is longer than any of them.
-    #[error("audit_context may hold {pairs} names of up to {length} bytes", pairs = context::MAX_PAIRS, length = context::MAX_NAME)]
-    AuditContext,
-    /// Grants could live for no time, or for too long.
-    #[error("grants.max_lifetime is {0}; it must be 1s to 12h")]
-    GrantLifetime(String),
-    /// There is no KMS key.
-    #[error("kms names no KMS key")]
-    NoKms,
-    /// A cache limit is 0, negative or above its ceiling.
-    #[error("cache.{limit} is {value}; it must be above 0 and at most {ceiling}")]
-    Limit {
-        /// Which limit.
-        limit: &'static str,
-        /// The value as written.
-        value: String,
-        /// The ceiling, with its unit.
-        ceiling: String,
-    },
-    /// A principal of a list is malformed.
-    #[error("{list} names {value:?}, which is {error}")]
-    Principal {
-        /// The list.
-        list: &'static str,
-        /// The principal as written.
-        value: String,
-        /// Why.
-        error: crate::identity::principal::MalformedPattern,
-    },
-    /// The rate is out of its bounds.
-    #[error("rate is {0}; it must be {least} to {most}", least = Rate::LEAST, most = Rate::MOST)]
-    Rate(u32),
-    /// A KMS key stands in the list twice, so that its version is unclear.
-    #[error("kms names {0} twice")]
-    RepeatedKms(KeyRef),
-    /// The replicas of a KMS key can't be as they are named.
-    #[error("kms names replica_regions for {key}: {error}")]
-    Replicas {
-        /// The KMS key as written.
-        key: String,
-        /// Why.
-        error: UnfitReplicas,
-    },
-    /// Another tenant, or another key of the tenant, has the same id.
-    #[error("the id stands in the file twice")]
-    RepeatedId,
-    /// A fixed pair has a name that is ours.
-    #[error("context name {0} is reserved")]
-    Reserved(String),
-    /// What is known of the tenant would count for too short or too long a time.
-    #[error("max_staleness is {span:#}; it must be 5s to 24h")]
-    Staleness {
-        /// As written.
-        span: SignedDuration,
-    },
-    /// The weight is out of bounds.
-    #[error("weight is {weight}; it must be 1 to {}", Tenant::MAX_WEIGHT)]
-    Weight {
-        /// The weight as written.
-        weight: u32,
-    },
-}
-
-fn audited(names: Vec<String>) -> Result<Box<[String]>, Fault> {
-    let long = names.iter().any(|name| name.len() > context::MAX_NAME);
-    match long || names.len() > context::MAX_PAIRS {
-        true => Err(Fault::AuditContext),
-        false => Ok(names.into()),
-    }
-}
-
-fn detail(error: &context::Error) -> String {
-    match error {
-        context::Error::Empty => String::new(),
-        context::Error::Long {
-            what,
-            length,
-            limit,
-        } => {
-            format!(": a {what} of {length} bytes, at most {limit}")
-        }
-        context::Error::Many(count) => format!(": {count}, at most {}", context::MAX_PAIRS),
-        context::Error::Duplicate(name) => format!(": {name}"),
-        context::Error::Large(length) => {
-            format!(": {length} bytes, at most {}", context::MAX_SERIALIZED)
-        }
-    }
-}
 
 /// The tenants of `text`, each with its keys in order.
 pub(super) fn parse(text: &str, path: &Path) -> Result<Homes, Error> {
@@ -466,142 +347,6 @@ impl<'a> Reader<'a> {
             key: id.get_ref().clone(),
             fault: fault.into(),
         }
-    }
-}
-
-/// Whether a context without any pair of a caller stays within the limits.
-fn check_context(tenant: &Tenant, name: &KeyName) -> Result<(), Fault> {
-    let own = [
-        (context::TENANT, tenant.id.as_str()),
-        (context::KEY, name.key.as_str()),
-    ];
-    let pairs = own
-        .into_iter()
-        .chain(tenant.context())
-        .map(|(name, value)| (name.to_owned(), value.to_owned()));
-    match EncryptionContext::new(pairs) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(Fault::Context { error }),
-    }
-}
-
-fn binding(list: Vec<raw::KmsKey>) -> Result<Binding, Fault> {
-    let mut versions: Vec<KmsKeys> = Vec::with_capacity(list.len());
-    for raw in list {
-        let keys = kms_keys(raw)?;
-        for key in keys.iter() {
-            let named = |other: &KeyRef| other.to_string() == key.to_string();
-            if versions.iter().flat_map(KmsKeys::iter).any(named) {
-                return Err(Fault::RepeatedKms(key.clone()));
-            }
-        }
-        versions.push(keys);
-    }
-    Binding::new(versions).ok_or(Fault::NoKms)
-}
-
-fn kms_keys(raw: raw::KmsKey) -> Result<KmsKeys, Fault> {
-    let raw::KmsKey {
-        key,
-        replica_regions,
-        additional_key,
-    } = raw;
-    let generator = match replica_regions {
-        None => kms_key(key)?,
-        Some(regions) => replicated(key, &regions)?,
-    };
-    let Some(additional) = additional_key else {
-        return Ok(KmsKeys::of(generator));
-    };
-    let additional = kms_key(additional)?;
-    let [key, named] = [&generator, &additional].map(ToString::to_string);
-    let keys = KmsKeys::with_additional(generator, additional);
-    keys.map_err(|error| Fault::Additional {
-        key,
-        additional: named,
-        error,
-    })
-}
-
-fn kms_key(name: String) -> Result<KeyRef, Fault> {
-    name.parse()
-        .map_err(|error| Fault::Kms { value: name, error })
-}
-
-fn replicated(key: String, regions: &[String]) -> Result<KeyRef, Fault> {
-    let replicas = match kms_key(key.clone())? {
-        KeyRef::Aws(arn) => Replicas::new(arn, regions.iter().map(String::as_str)),
-        KeyRef::Local(_) | KeyRef::MultiRegion(_) => Err(UnfitReplicas::SingleRegion),
-    };
-    replicas
-        .map(KeyRef::MultiRegion)
-        .map_err(|error| Fault::Replicas { key, error })
-}
-
-fn limits(raw: raw::Limits) -> Result<Limits, Fault> {
-    let default = Limits::default();
-    Ok(Limits {
-        max_age: match raw.max_age {
-            Some(age) => max_age(age)?,
-            None => default.max_age,
-        },
-        max_messages: match raw.max_messages {
-            Some(count) => counted("max_messages", count, Limits::CEILING.max_messages)?,
-            None => default.max_messages,
-        },
-        max_bytes: match raw.max_bytes {
-            Some(count) => counted("max_bytes", count, Limits::CEILING.max_bytes)?,
-            None => default.max_bytes,
-        },
-    })
-}
-
-/// How long what is known of tenants may count without word of the store: `span`, if that is 5 s to
-/// 24 h.
-pub fn staleness(span: SignedDuration) -> Option<Duration> {
-    let span = Duration::try_from(span).ok()?;
-    (LEAST_STALENESS..=MOST_STALENESS)
-        .contains(&span)
-        .then_some(span)
-}
-
-/// A shorter one would end with every hiccup.
-const LEAST_STALENESS: Duration = Duration::from_secs(5);
-const MOST_STALENESS: Duration = Duration::from_hours(24);
-/// Below it nearly every message would ask KMS.
-const LEAST_AGE: Duration = Duration::from_secs(1);
-
-fn grant_ceiling(lifetime: Option<SignedDuration>) -> Result<Duration, Fault> {
-    let Some(lifetime) = lifetime else {
-        return Ok(Key::LONGEST_GRANT);
-    };
-    let span = Duration::try_from(lifetime).unwrap_or_default();
-    match (Duration::from_secs(1)..=Key::LONGEST_GRANT).contains(&span) {
-        true => Ok(span),
-        false => Err(Fault::GrantLifetime(format!("{lifetime:#}"))),
-    }
-}
-
-fn max_age(age: SignedDuration) -> Result<Duration, Fault> {
-    let ceiling = Limits::CEILING.max_age;
-    match Duration::try_from(age) {
-        Ok(age) if (LEAST_AGE..=ceiling).contains(&age) => Ok(age),
-        _ => Err(Fault::Limit {
-            limit: "max_age",
-            value: format!("{age:#}"),
-            ceiling: format!("{ceiling:?}"),
-        }),
-    }
-}
-
-fn counted(limit: &'static str, count: u64, ceiling: u64) -> Result<u64, Fault> {
-    match count {
-        1.. if count <= ceiling => Ok(count),
-        _ => Err(Fault::Limit {
-            limit,
-            value: count.to_string(),
-            ceiling: ceiling.to_string(),
-        }),
     }
 }
 
