@@ -26,15 +26,25 @@ pub(super) enum Engine {
 
 impl Engine {
     pub(super) async fn connect(&self) -> Result<Connection, Error> {
-        Ok(match self {
-            Self::Postgres(options) => Connection::Postgres(options.connect().await?),
-            Self::Sqlite(options) => Connection::Sqlite(sqlite::connect(options).await?),
+        let link = match self {
+            Self::Postgres(options) => Link::Postgres(options.connect().await?),
+            Self::Sqlite(options) => Link::Sqlite(sqlite::connect(options).await?),
+        };
+        Ok(Connection {
+            link,
+            failed: false,
         })
     }
 }
 
-/// A connection. One whose use failed or was given up half-way is to be dropped.
-pub(super) enum Connection {
+/// A connection. One whose use failed is to be dropped; what a use that was given up half-way has
+/// begun is to be undone.
+pub(super) struct Connection {
+    link: Link,
+    failed: bool,
+}
+
+enum Link {
     Postgres(PgConnection),
     Sqlite(SqliteConnection),
 }
@@ -64,31 +74,37 @@ macro_rules! bind {
 }
 
 impl Connection {
+    /// Whether a statement has failed on it.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed
+    }
+
     /// Runs `statement`; how many rows it concerned.
     pub(super) async fn run(
         &mut self,
         statement: &'static str,
         values: &[Value<'_>],
     ) -> Result<u64, Error> {
-        Ok(match self {
-            Self::Postgres(one) => {
+        let done = match &mut self.link {
+            Link::Postgres(one) => {
                 let done = bind!(sqlx::query(statement), values).execute(one);
-                done.await?.rows_affected()
+                done.await.map(|done| done.rows_affected())
             }
-            Self::Sqlite(one) => {
+            Link::Sqlite(one) => {
                 let done = bind!(sqlx::query(statement), values).execute(one);
-                done.await?.rows_affected()
+                done.await.map(|done| done.rows_affected())
             }
-        })
+        };
+        self.noted(done)
     }
 
     /// Runs several statements without values.
     pub(super) async fn run_all(&mut self, statements: &'static str) -> Result<(), Error> {
-        match self {
-            Self::Postgres(one) => one.execute(sqlx::raw_sql(statements)).await.map(|_| ())?,
-            Self::Sqlite(one) => one.execute(sqlx::raw_sql(statements)).await.map(|_| ())?,
-        }
-        Ok(())
+        let done = match &mut self.link {
+            Link::Postgres(one) => one.execute(sqlx::raw_sql(statements)).await.map(|_| ()),
+            Link::Sqlite(one) => one.execute(sqlx::raw_sql(statements)).await.map(|_| ()),
+        };
+        self.noted(done)
     }
 
     /// Has `take` look at each row that `statement` yields. Bounded row by row: how many there are
@@ -99,21 +115,17 @@ impl Connection {
         values: &[Value<'_>],
         mut take: impl FnMut(Row) -> Result<(), Error> + Send,
     ) -> Result<(), Error> {
-        match self {
-            Self::Postgres(one) => {
-                let mut rows = bind!(sqlx::query(statement), values).fetch(one);
-                while let Some(row) = within(next(&mut rows)).await? {
-                    take(Row::Postgres(row))?;
-                }
+        let done = match &mut self.link {
+            Link::Postgres(one) => {
+                let rows = bind!(sqlx::query(statement), values).fetch(one);
+                each(rows, |row| take(Row::Postgres(row))).await
             }
-            Self::Sqlite(one) => {
-                let mut rows = bind!(sqlx::query(statement), values).fetch(one);
-                while let Some(row) = within(next(&mut rows)).await? {
-                    take(Row::Sqlite(row))?;
-                }
+            Link::Sqlite(one) => {
+                let rows = bind!(sqlx::query(statement), values).fetch(one);
+                each(rows, |row| take(Row::Sqlite(row))).await
             }
-        }
-        Ok(())
+        };
+        self.noted(done)
     }
 
     /// The first row that `statement` yields.
@@ -122,33 +134,48 @@ impl Connection {
         statement: &'static str,
         values: &[Value<'_>],
     ) -> Result<Option<Row>, Error> {
-        Ok(match self {
-            Self::Postgres(one) => {
+        let row = match &mut self.link {
+            Link::Postgres(one) => {
                 let row = bind!(sqlx::query(statement), values).fetch_optional(one);
-                row.await?.map(Row::Postgres)
+                row.await.map(|row| row.map(Row::Postgres))
             }
-            Self::Sqlite(one) => {
+            Link::Sqlite(one) => {
                 let row = bind!(sqlx::query(statement), values).fetch_optional(one);
-                row.await?.map(Row::Sqlite)
+                row.await.map(|row| row.map(Row::Sqlite))
             }
-        })
+        };
+        self.noted(row)
+    }
+
+    fn noted<T>(&mut self, done: Result<T, impl Into<Error>>) -> Result<T, Error> {
+        self.failed |= done.is_err();
+        done.map_err(Into::into)
     }
 
     /// Begins a transaction that will write. It ends with `COMMIT`, or with the connection.
     pub(super) async fn begin_writing(&mut self) -> Result<u64, Error> {
-        let statement = match self {
-            Self::Postgres(_) => "BEGIN",
+        let statement = match self.link {
+            Link::Postgres(_) => "BEGIN",
             // The lock at once: one who has read cannot have it after another has written.
-            Self::Sqlite(_) => "BEGIN IMMEDIATE",
+            Link::Sqlite(_) => "BEGIN IMMEDIATE",
         };
         self.run(statement, &[]).await
     }
 
+    /// Undoes what may have been begun.
+    pub(super) async fn undo(&mut self) -> Result<(), Error> {
+        // SQLite takes it for an error that there is no transaction.
+        let _ = self.run("ROLLBACK", &[]).await;
+        self.failed = false;
+        self.run("BEGIN", &[]).await?;
+        self.run("ROLLBACK", &[]).await.map(|_| ())
+    }
+
     /// Begins a transaction in which all statements see the same moment.
     pub(super) async fn begin_reading(&mut self) -> Result<u64, Error> {
-        let statement = match self {
-            Self::Postgres(_) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
-            Self::Sqlite(_) => "BEGIN",
+        let statement = match self.link {
+            Link::Postgres(_) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+            Link::Sqlite(_) => "BEGIN",
         };
         self.run(statement, &[]).await
     }
@@ -156,26 +183,26 @@ impl Connection {
     /// Has what this transaction reads in an index's order come by that index: PostgreSQL, which may
     /// know nothing of a table's size yet, would sort all of it for each page.
     pub(super) async fn keep_to_indexes(&mut self) -> Result<u64, Error> {
-        match self {
-            Self::Postgres(_) => self.run("SET LOCAL enable_sort = off", &[]).await,
-            Self::Sqlite(_) => Ok(0),
+        match self.link {
+            Link::Postgres(_) => self.run("SET LOCAL enable_sort = off", &[]).await,
+            Link::Sqlite(_) => Ok(0),
         }
     }
 
     /// Keeps others from changing the tables themselves until the transaction ends.
     pub(super) async fn lock_schema(&mut self) -> Result<u64, Error> {
-        match self {
-            Self::Postgres(_) => self.run("SELECT pg_advisory_xact_lock($1)", &[LOCK]).await,
+        match self.link {
+            Link::Postgres(_) => self.run("SELECT pg_advisory_xact_lock($1)", &[LOCK]).await,
             // Whoever writes is alone.
-            Self::Sqlite(_) => Ok(0),
+            Link::Sqlite(_) => Ok(0),
         }
     }
 
     /// What the clock says that all times in the store are by.
     pub(super) async fn now(&mut self) -> Result<Timestamp, Error> {
-        let statement = match self {
-            Self::Postgres(_) => "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT",
-            Self::Sqlite(_) => "SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER)",
+        let statement = match self.link {
+            Link::Postgres(_) => "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT",
+            Link::Sqlite(_) => "SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER)",
         };
         let row = self.row(statement, &[]).await?;
         let now = row.ok_or(Error::Damaged("clock"))?.number(0)?;
@@ -185,14 +212,14 @@ impl Connection {
 
     /// Whether it tells others when it is told to.
     pub(super) fn notifies(&self) -> bool {
-        matches!(self, Self::Postgres(_))
+        matches!(self.link, Link::Postgres(_))
     }
 
     /// Refuses an engine that can lose what was committed.
     pub(super) async fn check_version(&mut self) -> Result<(), Error> {
-        match self {
-            Self::Postgres(_) => Ok(()),
-            Self::Sqlite(_) => {
+        match self.link {
+            Link::Postgres(_) => Ok(()),
+            Link::Sqlite(_) => {
                 let row = self.row("SELECT sqlite_version()", &[]).await?;
                 let found = row.ok_or(Error::Damaged("sqlite"))?.text(0)?;
                 sqlite::check_version(&found.unwrap_or_default())
@@ -234,11 +261,15 @@ impl Row {
     }
 }
 
-/// The next row.
-async fn next<R>(
-    rows: &mut (impl Stream<Item = Result<R, sqlx::Error>> + Unpin),
-) -> Result<Option<R>, Error> {
-    Ok(rows.try_next().await?)
+/// Has `take` look at each of `rows`.
+async fn each<R>(
+    mut rows: impl Stream<Item = Result<R, sqlx::Error>> + Unpin,
+    mut take: impl FnMut(R) -> Result<(), Error>,
+) -> Result<(), Error> {
+    while let Some(row) = within(async { Ok(rows.try_next().await?) }).await? {
+        take(row)?;
+    }
+    Ok(())
 }
 
 /// Any number that nobody else in the database locks.

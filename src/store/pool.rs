@@ -8,10 +8,12 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio::time::sleep_until;
+use tokio::time::timeout;
 
 use crate::crypto::random::jittered;
 use crate::store::Error;
@@ -27,11 +29,16 @@ pub(super) struct Pool {
     next: tokio::sync::Mutex<Instant>,
 }
 
-/// A connection on loan. Dropped, it is closed, and what it began is undone.
+/// A connection on loan. Dropped, it is closed if its use has failed; if that was given up, what it
+/// began is undone aside.
 pub(super) struct Lease {
-    connection: Option<Connection>,
+    held: Option<Held>,
     pool: Arc<Pool>,
-    _seat: OwnedSemaphorePermit,
+}
+
+struct Held {
+    connection: Connection,
+    seat: OwnedSemaphorePermit,
 }
 
 impl Pool {
@@ -63,9 +70,8 @@ impl Pool {
             }
         };
         Ok(Lease {
-            connection: Some(connection),
+            held: Some(Held { connection, seat }),
             pool: Arc::clone(self),
-            _seat: seat,
         })
     }
 
@@ -84,34 +90,62 @@ impl Pool {
 impl Lease {
     /// Keeps the connection for others: after a use that succeeded and left nothing open.
     pub(super) fn give_back(mut self) {
-        if let Some(connection) = self.connection.take() {
-            self.pool.idle().push(connection);
+        if let Some(held) = self.held.take() {
+            self.pool.idle().push(held.connection);
         }
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if self.connection.is_some() {
+        let Some(held) = self.held.take() else {
+            return;
+        };
+        match Handle::try_current() {
+            // Callers may leave at any moment, as often as they like: if that closed connections, one
+            // of them could keep all others waiting for new ones.
+            Ok(runtime) if !held.connection.has_failed() => {
+                runtime.spawn(salvage(held, Arc::clone(&self.pool)));
+            }
             // Where one has failed, most likely the others have, too.
-            self.pool.idle().clear();
+            Ok(_) | Err(_) => self.pool.idle().clear(),
         }
     }
+}
+
+/// Undoes what was begun on a connection, and keeps it if that works.
+async fn salvage(held: Held, pool: Arc<Pool>) {
+    let Held {
+        mut connection,
+        seat,
+    } = held;
+    match timeout(UNDOING, connection.undo()).await {
+        Ok(Ok(())) => pool.idle().push(connection),
+        Ok(Err(_)) | Err(_) => {
+            drop(connection);
+            pool.idle().clear();
+        }
+    }
+    drop(seat);
 }
 
 impl Deref for Lease {
     type Target = Connection;
 
     fn deref(&self) -> &Connection {
-        self.connection.as_ref().expect("it is there until the end")
+        let held = self.held.as_ref();
+        &held.expect("it is there until the end").connection
     }
 }
 
 impl DerefMut for Lease {
     fn deref_mut(&mut self) -> &mut Connection {
-        self.connection.as_mut().expect("it is there until the end")
+        let held = self.held.as_mut();
+        &mut held.expect("it is there until the end").connection
     }
 }
 
 /// Least between two connections.
 const PAUSE: Duration = Duration::from_millis(100);
+/// For undoing what was begun on a connection.
+const UNDOING: Duration = Duration::from_secs(1);

@@ -236,6 +236,30 @@ async fn a_file_that_cannot_be_written_to_is_an_outage_for_writes_alone() {
 }
 
 #[tokio::test]
+async fn a_use_that_is_given_up_costs_no_connection_and_leaves_nothing_begun() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder);
+    store.prepare().await.unwrap();
+    let mut lease = store.writing.take().await.unwrap();
+    lease.run("CREATE TEMP TABLE mark (x)", &[]).await.unwrap();
+    lease.give_back();
+    for given_up in 0..50 {
+        let mut lease = store.writing.take().await.unwrap();
+        if given_up % 2 == 0 {
+            lease.begin_writing().await.unwrap();
+        }
+        let statement = "UPDATE change SET n = n + 1 RETURNING n";
+        let mut used = Box::pin(async move { lease.row(statement, &[]).await.map(drop) });
+        // Polled once, if at all: it may have got anywhere.
+        let _ = futures_util::poll!(&mut used);
+    }
+    let mut lease = store.writing.take().await.unwrap();
+    lease.begin_writing().await.unwrap();
+    let row = lease.row("SELECT count(*) FROM temp.mark", &[]).await;
+    assert_eq!(row.unwrap().unwrap().number(0).unwrap(), 0, "the same one");
+}
+
+#[tokio::test]
 async fn a_store_of_a_newer_version_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     open(&folder).prepare().await.unwrap();
