@@ -2,6 +2,7 @@
 
 mod early;
 mod kms;
+mod leaving;
 mod limits;
 mod replicas;
 mod rights;
