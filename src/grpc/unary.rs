@@ -2,6 +2,7 @@
 //! way of streams of one, without copies of what has arrived in one piece or is long.
 
 use std::convert::Infallible;
+use std::future::pending;
 use std::mem;
 
 use bytes::Buf as _;
@@ -67,7 +68,10 @@ async fn whole(
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| Error::Malformed)?;
+        let Ok(frame) = frame else {
+            // The caller is gone, and with it, in a moment, this call.
+            return pending().await;
+        };
         let Ok(data) = frame.into_data() else {
             continue;
         };

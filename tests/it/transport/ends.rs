@@ -11,13 +11,18 @@ use tokio::io::AsyncReadExt as _;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
+use super::raw::ACK;
 use super::raw::DATA;
+use super::raw::ENCRYPT;
 use super::raw::GOAWAY;
 use super::raw::HEADERS;
 use super::raw::NO_ERROR;
+use super::raw::PING;
 use super::raw::Raw;
 use super::raw::call;
+use super::raw::cancel;
 use super::raw::frame;
+use super::raw::open;
 use crate::harness::Broker;
 use crate::harness::WEB;
 use crate::harness::reason;
@@ -122,6 +127,24 @@ async fn tcp_that_ends_without_a_word_of_tls_ends_the_connection_and_its_calls()
     }
     drop(held);
     honest.encrypt(encrypt("keys/orders", "x")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_that_breaks_off_is_its_callers_doing() {
+    let broker = Broker::start().await;
+    let web = broker.authority.client(WEB);
+    let mut raw = Raw::new(broker.tls(Some(&web)).await.unwrap()).await;
+    let whole = call(1, &encrypt("keys/orders", "x"));
+    let head = open(1, ENCRYPT);
+    // All but the last byte, in a frame that does not end the stream.
+    let body = &whole[head.len() + 9..whole.len() - 1];
+    raw.write(&[head, frame(DATA, 0, 1, body), frame(PING, 0, 0, &[7; 8])].concat())
+        .await
+        .unwrap();
+    while raw.until(PING).await.unwrap().flags != ACK {}
+    raw.write(&cancel(1)).await.unwrap();
+    broker.trail.reached(1).await;
+    assert_eq!(broker.records()[0]["errorCode"], "ABANDONED");
 }
 
 #[tokio::test]
