@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 
 use crate::broker::Binding;
 use crate::broker::Broker;
@@ -31,6 +32,8 @@ use crate::policy::Action;
 use crate::policy::Denied;
 use crate::policy::Direction;
 use crate::policy::Permit;
+use crate::sync::Mutex;
+use crate::sync::lock;
 
 /// A stream that may begin.
 pub struct Begun {
@@ -51,8 +54,8 @@ pub struct Standing {
     permit: Permit,
     own: Pairs,
     tokens: Vec<String>,
-    /// What the store has said when the stream began, where not all was known here.
-    asked: Option<Arc<Book>>,
+    /// What the store has said last, where not all was known here when the stream began.
+    asked: Mutex<Option<Arc<Book>>>,
     cut: datakeys::Cut,
     wrapped: Vec<EncryptedDataKey>,
 }
@@ -83,6 +86,29 @@ impl Standing {
             .map_err(|error| Error::of_data_key(error, self.permit.key().owner()))
     }
 
+    /// Has the store asked anew for the grants of `session`, where it was asked when the stream began
+    /// and that will not count for much longer: all grants may take longer to be known here. If it
+    /// does not answer, what it has said before counts as long as it would.
+    pub fn asking(
+        self: &Arc<Self>,
+        broker: &Arc<Broker>,
+        session: &Session,
+    ) -> Option<BoxFuture<'static, ()>> {
+        let grants = broker.grants();
+        let asked = lock(&self.asked).clone()?;
+        if grants.is_whole() || !grants.is_old(&asked) {
+            return None;
+        }
+        let caller = session.caller(broker.policy().rules())?;
+        let (standing, broker) = (Arc::clone(self), Arc::clone(broker));
+        Some(Box::pin(async move {
+            let name = standing.permit.key().name();
+            if let Ok(book) = broker.grants().ask(name, &caller).await {
+                *lock(&standing.asked) = Some(Arc::new(book));
+            }
+        }))
+    }
+
     /// Looks at the right of `session` anew, under the policy of this moment.
     ///
     /// # Errors
@@ -93,7 +119,8 @@ impl Standing {
         let caller = session.caller(policy.rules()).ok_or(Error::Unmapped)?;
         broker.admit(policy.directory(), &caller)?;
         let (action, name) = (self.permit.action(), self.permit.key().name());
-        let book = broker.grants().book_beside(self.asked.as_ref());
+        let asked = lock(&self.asked).clone();
+        let book = broker.grants().book_beside(asked.as_ref());
         let grants = Backing::new(book, &self.tokens);
         let permit = match action.direction() {
             Direction::Open => {
@@ -233,7 +260,7 @@ impl Call<'_> {
                 cut: sealing.cut(),
                 wrapped: sealing.wrapped(),
                 permit,
-                asked: self.asked.of(&name).cloned(),
+                asked: Mutex::new(self.asked.of(&name).cloned()),
                 own: to.context,
                 tokens: to.tokens,
             },
@@ -307,7 +334,7 @@ impl Call<'_> {
             wrapped: message.encrypted_data_keys().to_vec(),
             own: from.context.clone(),
             tokens: from.tokens.clone(),
-            asked: self.asked.of(permit.key().name()).cloned(),
+            asked: Mutex::new(self.asked.of(permit.key().name()).cloned()),
             permit,
         };
         let mut flow = Flow {

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
@@ -45,6 +46,7 @@ use crate::grpc::status::status;
 use crate::grpc::trace::answered;
 use crate::grpc::witness::Passage;
 use crate::grpc::witness::Timed;
+use crate::identity::Session;
 use crate::metrics::CallTally;
 use crate::quota;
 use crate::trace::Span;
@@ -140,6 +142,7 @@ pub(super) fn go_on<S: Stream>(
             until: begun.standing.until(),
             standing: Arc::new(begun.standing),
             confirming: None,
+            asking: None,
             ticks: ticks(),
             moved: Instant::now(),
             lasting,
@@ -321,12 +324,14 @@ struct Watch {
     until: clock::Instant,
     /// Asks whether it may be for longer; nothing else goes on meanwhile.
     confirming: Option<Confirming>,
+    /// Asks the store for the grants that the stream may rest on.
+    asking: Option<BoxFuture<'static, ()>>,
     ticks: Interval,
     /// When a message last came or went.
     moved: Instant,
 }
 
-type Confirming = Pin<Box<dyn Future<Output = Result<clock::Instant, Error>> + Send>>;
+type Confirming = BoxFuture<'static, Result<clock::Instant, Error>>;
 
 impl Watch {
     /// What `event` brings, unless the stream ends before that.
@@ -346,7 +351,9 @@ impl Watch {
                 _ = self.ticks.tick() => {
                     self.check()?;
                     self.renew();
+                    self.ask()?;
                 }
+                Some(()) = async { Some(self.asking.as_mut()?.await) } => self.asking = None,
                 confirmed = async { Some(self.confirming.as_mut()?.await) },
                     if self.confirming.is_some() =>
                 {
@@ -388,11 +395,23 @@ impl Watch {
         }
     }
 
+    /// Has the store asked anew, where the stream's right may rest on what it said.
+    fn ask(&mut self) -> Result<(), Error> {
+        if self.asking.is_none() {
+            self.asking = self.standing.asking(&self.broker, self.session()?);
+        }
+        Ok(())
+    }
+
     /// What a new call would be asked.
     fn check(&self) -> Result<(), Error> {
+        self.standing.check(&self.broker, self.session()?)
+    }
+
+    fn session(&self) -> Result<&Session, Error> {
         let now = self.lasting.clock.wall();
         let session = self.lasting.connection.authenticated(now)?;
-        self.standing.check(&self.broker, session)
+        Ok(session)
     }
 }
 

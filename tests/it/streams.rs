@@ -31,7 +31,7 @@ pub struct Outcome<S> {
     bytes: Vec<u8>,
     /// The lengths of its chunks.
     chunks: Vec<usize>,
-    ended: Result<(), Status>,
+    pub ended: Result<(), Status>,
 }
 
 impl<S> Outcome<S> {
@@ -52,12 +52,12 @@ impl<S> Outcome<S> {
 }
 
 /// A stream whose requests a test sends one by one.
-struct Open<Q, P> {
+pub struct Open<Q, P> {
     requests: Option<mpsc::Sender<Q>>,
     answers: Streaming<P>,
 }
 
-type Encrypting = Open<pb::EncryptStreamRequest, pb::EncryptStreamResponse>;
+pub type Encrypting = Open<pb::EncryptStreamRequest, pb::EncryptStreamResponse>;
 type Decrypting = Open<pb::DecryptStreamRequest, pb::DecryptStreamResponse>;
 
 fn requests<Q: Send + 'static>() -> (
@@ -73,7 +73,7 @@ fn requests<Q: Send + 'static>() -> (
 }
 
 impl Encrypting {
-    async fn begin(client: &mut Client, start: pb::EncryptStreamStart) -> Result<Self, Status> {
+    pub async fn begin(client: &mut Client, start: pb::EncryptStreamStart) -> Result<Self, Status> {
         Self::begin_within(client, start, None).await
     }
 
@@ -98,7 +98,7 @@ impl Encrypting {
     }
 
     /// Sends a chunk, if the broker still takes any.
-    async fn send(&self, plaintext: impl Into<Bytes>) -> bool {
+    pub async fn send(&self, plaintext: impl Into<Bytes>) -> bool {
         let chunk = pb::EncryptStreamChunk {
             plaintext: plaintext.into(),
             plaintext_crc32c: None,
@@ -117,7 +117,7 @@ impl Encrypting {
     }
 
     /// The rest of the answers, while the requests stay open.
-    async fn rest(&mut self) -> Outcome<pb::EncryptStreamStarted> {
+    pub async fn rest(&mut self) -> Outcome<pb::EncryptStreamStarted> {
         use encrypt_stream_response::Part;
         collected(&mut self.answers, |answer| match answer.part.unwrap() {
             Part::Start(start) => Ok(start),

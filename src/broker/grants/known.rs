@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use crate::broker::grants::asked::Seats;
 use crate::clock::Clock;
+use crate::grants;
 use crate::grants::Book;
 use crate::grants::Contact;
 use crate::grants::Living;
@@ -51,6 +52,12 @@ impl Grants {
     /// Whether the store has been silent for so long that no grant counts.
     pub(in crate::broker) fn is_lost(&self) -> bool {
         self.is_whole() && !self.book.is_in_touch()
+    }
+
+    /// Whether `asked` will not count for much longer.
+    pub(in crate::broker) fn is_old(&self, asked: &Book) -> bool {
+        let contact = asked.contact();
+        contact.is_none_or(|contact| self.clock.now().since(contact.asked) >= grants::PATIENCE / 3)
     }
 
     /// This replica's book, unless `asked` may know more.

@@ -1,8 +1,10 @@
 //! A broker that has not taken up the grants of its store yet: it asks at each use.
 
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::Bytes;
+use keybroker::grants::PATIENCE;
 use keybroker::grpc::pb;
 use keybroker::grpc::pb::GrantOperation;
 use keybroker::grpc::pb::decrypt_batch_result::Outcome;
@@ -10,6 +12,7 @@ use sqlx::AssertSqlSafe;
 use sqlx::ConnectOptions as _;
 use sqlx::Executor as _;
 use sqlx::sqlite::SqliteConnectOptions;
+use tokio::time::Instant;
 
 use super::ADMIN;
 use super::ORDERS;
@@ -24,13 +27,14 @@ use super::start;
 use super::subset;
 use super::tenants;
 use super::wish;
-
 use crate::harness::Broker;
 use crate::harness::STRANGER;
 use crate::harness::WEB;
 use crate::harness::reason;
 use crate::harness::rpcs;
+use crate::harness::rpcs::encrypt_start;
 use crate::harness::rpcs::seal;
+use crate::streams::Encrypting;
 
 /// A broker that has made what is to be known, and one on the same store that knows nothing yet.
 async fn pair() -> (Broker, Broker) {
@@ -182,6 +186,27 @@ async fn every_way_to_use_a_key_asks_the_store_before_grants_are_taken_up() {
         )
     };
     assert!(!results.iter().any(failed));
+}
+
+#[tokio::test]
+async fn a_stream_asks_again_as_long_as_grants_are_not_taken_up_and_ends_with_its_grant() {
+    let (first, second) = pair().await;
+    let mut admin = first.granter(ADMIN).await;
+    let (grant, _) = create(&mut admin, wish(WORKER, &[GrantOperation::Encrypt]))
+        .await
+        .unwrap();
+    let mut worker = second.caller(WORKER).await;
+    let mut stream = Encrypting::begin(&mut worker, encrypt_start(ORDERS))
+        .await
+        .unwrap();
+    // Longer than what the store has said counts.
+    let began = Instant::now();
+    while began.elapsed() < PATIENCE + Duration::from_millis(1200) {
+        assert!(stream.send("x").await);
+    }
+    revoke(&mut admin, &grant.id).await.unwrap();
+    let refused = stream.rest().await.ended;
+    assert_eq!(reason(refused), "POLICY_DENIED");
 }
 
 #[tokio::test]
