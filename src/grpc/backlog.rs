@@ -4,7 +4,9 @@
 //! there are too many: what grows is the time until a connection gets its turn. A queue that empties
 //! now and then is a burst and let alone, so at first the shortest delay of a while counts (as in
 //! CoDel). Then tenants are served up to a level, which falls while the mean delay is too long, rises
-//! while it is not, and goes when nobody has been over it for a while.
+//! while it is not, and goes when nobody has been over it for a while. Once some are refused anyway,
+//! those who are served shall not stand in line for as long as that took to show: the level falls for
+//! a much shorter delay, as long as that costs little of what can be done.
 
 use std::future::poll_fn;
 use std::mem;
@@ -74,6 +76,8 @@ struct Control {
     quiet: u32,
     /// Whether anybody has been over the level since there is one.
     found: bool,
+    /// The most units a second that have passed since there is a level.
+    best: u64,
 }
 
 /// A while in which the delay is looked at.
@@ -92,6 +96,7 @@ impl Control {
             good: 0,
             quiet: 0,
             found: false,
+            best: 0,
         }
     }
 
@@ -99,7 +104,8 @@ impl Control {
     fn pause(&self) -> Duration {
         match (self.level, &self.window) {
             (None, None) => IDLE,
-            (Some(_), _) | (None, Some(_)) => BUSY,
+            (None, Some(_)) | (Some(COUNTING), _) => BUSY,
+            (Some(_), _) => SHEDDING,
         }
     }
 
@@ -117,30 +123,41 @@ impl Control {
         let mean = window.sum / window.looks;
         let lasted = now.since(window.began);
         let whole = match self.level {
+            None => WINDOW,
             Some(COUNTING) => WINDOW / 4,
-            Some(_) | None => WINDOW,
+            Some(_) => WINDOW / 2,
         };
         if lasted < whole {
             return;
         }
         let passed = passed();
+        let rate = passed.units.saturating_mul(1000) / thousandths(lasted, SECOND).max(1);
         self.level = match self.level {
             None => Some(COUNTING),
             Some(COUNTING) if mean < self.target => None,
             Some(COUNTING) => {
                 (self.good, self.quiet, self.found) = (0, 0, false);
+                self.best = rate;
                 // One tenant can have no more than what all have together.
-                let spent = passed.units.saturating_mul(1000) / thousandths(lasted, SECOND).max(1);
                 Some(Level {
-                    units: units(spent * 4 / 5),
+                    units: units(rate * 4 / 5),
                     ..COUNTING
                 })
             }
             Some(level) => {
                 self.found |= passed.refused > 0;
-                match mean < self.target {
-                    true => self.raised(level, passed),
-                    false => Some(self.lowered(level, mean, passed)),
+                self.best = self.best.max(rate);
+                if mean < self.target / PART {
+                    self.raised(level, passed)
+                } else if mean < self.target && rate < self.best * 4 / 5 {
+                    // To shorten the line further would cost more than it is worth.
+                    (self.good, self.quiet) = (0, 0);
+                    Some(Level {
+                        hold: hold(level.hold, passed),
+                        ..level
+                    })
+                } else {
+                    Some(self.lowered(level, mean, passed))
                 }
             }
         };
@@ -156,7 +173,7 @@ impl Control {
         }
         self.quiet = 0;
         // By little after delay, by more and more without.
-        let more = u64::from(level.units) * u64::from(self.good) / 100 + 1;
+        let more = u64::from(level.units) * u64::from(self.good) / 200 + 1;
         Some(Level {
             units: units(u64::from(level.units) + more),
             hold: hold(level.hold, passed),
@@ -218,13 +235,17 @@ const COUNTING: Level = Level {
 };
 /// Delay that stands so long is no burst.
 const WINDOW: Duration = Duration::from_millis(100);
-/// So many windows after the last refusal the level goes: no sooner than those who were refused come
+/// So many half windows after the last refusal the level goes: no sooner than those who were refused come
 /// back.
-const QUIET: u32 = 30;
+const QUIET: u32 = 60;
 /// Between two looks, while nothing stands in line.
 const IDLE: Duration = Duration::from_millis(50);
 /// The same while something does.
 const BUSY: Duration = Duration::from_millis(5);
+/// The same under a level.
+const SHEDDING: Duration = Duration::from_millis(2);
+/// The part of the target that is aimed at under a level.
+const PART: u32 = 10;
 /// The longest mean, at which each stream brings a refusal every other second or so.
 const LONGEST_HOLD: Duration = Duration::from_millis(1600);
 const SECOND: Duration = Duration::from_secs(1);
