@@ -281,6 +281,12 @@ fn any_terms() -> impl Strategy<Value = Terms> {
 }
 
 proptest! {
+    // Some parents are none.
+    #![proptest_config(ProptestConfig {
+        max_global_rejects: u32::MAX,
+        ..ProptestConfig::default()
+    })]
+
     #[test]
     fn a_delegated_grant_never_allows_what_its_parent_does_not(
         parent in any_terms(),
