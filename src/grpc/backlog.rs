@@ -76,7 +76,8 @@ struct Control {
     quiet: u32,
     /// Whether anybody has been over the level since there is one.
     found: bool,
-    /// The most units a second that have passed since there is a level.
+    /// Units a second that pass of late, and the most that have since there is a level.
+    rate: u64,
     best: u64,
 }
 
@@ -96,6 +97,7 @@ impl Control {
             good: 0,
             quiet: 0,
             found: false,
+            rate: 0,
             best: 0,
         }
     }
@@ -137,7 +139,7 @@ impl Control {
             Some(COUNTING) if mean < self.target => None,
             Some(COUNTING) => {
                 (self.good, self.quiet, self.found) = (0, 0, false);
-                self.best = rate;
+                (self.rate, self.best) = (rate, rate);
                 // One tenant can have no more than what all have together.
                 Some(Level {
                     units: units(rate * 4 / 5),
@@ -146,18 +148,18 @@ impl Control {
             }
             Some(level) => {
                 self.found |= passed.refused > 0;
-                self.best = self.best.max(rate);
-                if mean < self.target / PART {
-                    self.raised(level, passed)
-                } else if mean < self.target && rate < self.best * 4 / 5 {
-                    // To shorten the line further would cost more than it is worth.
-                    (self.good, self.quiet) = (0, 0);
-                    Some(Level {
-                        hold: hold(level.hold, passed),
-                        ..level
-                    })
+                self.rate = (self.rate * 7 + rate) / 8;
+                self.best = self.best.max(self.rate);
+                // Where others have the processor, too, there is a line whatever is refused.
+                let dear = self.rate < self.best * 4 / 5;
+                let target = if dear {
+                    self.target
                 } else {
-                    Some(self.lowered(level, mean, passed))
+                    self.target / PART
+                };
+                match mean < target {
+                    true => self.raised(level, passed),
+                    false => Some(self.lowered(level, mean, passed)),
                 }
             }
         };

@@ -134,17 +134,17 @@ fn from_the_lowest_level_to_the_highest_it_takes_seconds() {
 #[test]
 fn a_short_line_is_made_shorter_as_long_as_that_costs_little() {
     let (clock, mut control) = (clock(), shedding());
+    (control.rate, control.best) = (20_000, 20_000);
     let within = millis(2);
     // Units of half a window.
     look(&mut control, &clock, within, millis(51), passed(1000, 100));
     assert_eq!(control.level.unwrap().units, 9500);
-    look(&mut control, &clock, within, millis(1000), passed(790, 100));
-    assert_eq!(control.level.unwrap().units, 9500);
-    look(&mut control, &clock, LATE, millis(60), passed(790, 100));
-    assert!(
-        control.level.unwrap().units < 9500,
-        "a long one whatever it costs"
-    );
+    look(&mut control, &clock, within, millis(2000), passed(700, 100));
+    let units = control.level.unwrap().units;
+    assert!(units > 9500, "it had cost a third: {units}");
+    look(&mut control, &clock, LATE, millis(60), passed(700, 100));
+    let less = control.level.unwrap().units;
+    assert!(less < units, "a long one whatever it costs");
 }
 
 #[test]
