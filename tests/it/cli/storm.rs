@@ -65,12 +65,13 @@ async fn a_storm_of_one_tenant_costs_others_little_and_is_over_when_it_ends() {
     }
 
     // In turn: what else the machine does shall be in all of it.
-    let (mut peak, mut idle) = (Crowd::default(), Crowd::default());
-    let _warm = press(&server, &mut storm, 1e6, 1, Duration::from_millis(500)).await;
+    let (mut peak, mut usual) = (Crowd::default(), Crowd::default());
+    let _warm = press(&server, &mut storm, 1e6, FEW, Duration::from_millis(500)).await;
     let short = scaled(Duration::from_millis(700), Duration::from_secs(5));
-    peak.add(press(&server, &mut storm, 1e6, 1, short).await);
-    let rate = peak.rate() / 10.0;
-    idle.add(press(&server, &mut storm, rate, MOST, short).await);
+    peak.add(press(&server, &mut storm, 1e6, FEW, short).await);
+    // A server that is planned for as much as this.
+    let rate = peak.rate() / 2.0;
+    usual.add(press(&server, &mut storm, rate, MOST, short).await);
 
     let lasts = scaled(Duration::from_secs(4), Duration::from_secs(60));
     let began = Instant::now();
@@ -92,20 +93,20 @@ async fn a_storm_of_one_tenant_costs_others_little_and_is_over_when_it_ends() {
         tokio::join!(storming, going_on, refused(&house, address));
     let share = cpu.as_secs_f64() / lasts.as_secs_f64();
 
-    idle.add(press(&server, &mut storm, rate, MOST, short).await);
-    peak.add(press(&server, &mut storm, 1e6, 1, short).await);
+    usual.add(press(&server, &mut storm, rate, MOST, short).await);
+    peak.add(press(&server, &mut storm, 1e6, FEW, short).await);
 
     let goodput = [&stormed, &calm].map(|fate| fate.served_between(counted, end).count());
     let goodput = (goodput[0] + goodput[1]) as f64 / (end - counted).as_secs_f64();
     let mut took: Vec<Duration> = stormed.served_between(counted, end).collect();
     took.extend(calm.served_between(counted, end));
-    let (served, quiet) = (
+    let (served, unloaded) = (
         p99(took),
-        p99(idle.fate.served.iter().map(|call| call.took)),
+        p99(usual.fate.served.iter().map(|call| call.took)),
     );
     let (ratio, p99_ratio) = (
         goodput / peak.rate(),
-        served.as_secs_f64() / quiet.as_secs_f64(),
+        served.as_secs_f64() / unloaded.as_secs_f64(),
     );
     // What a second of the processor brings, whoever else has the rest of it.
     let worth = (goodput / share) / (peak.rate() / peak.share());
@@ -114,7 +115,7 @@ async fn a_storm_of_one_tenant_costs_others_little_and_is_over_when_it_ends() {
     let recovery = last.map_or(Duration::ZERO, |last| last.duration_since(end));
     println!(
         "{goodput:.0} calls/s of {:.0}, {worth:.2} of them by processor, which it had {share:.2} of; \
-         p99 {served:?} for {quiet:?}; {} refused, {} unsent; calm: {} served, {} refused; \
+         p99 {served:?} for {unloaded:?}; {} refused, {} unsent; calm: {} served, {} refused; \
          recovered in {recovery:?}",
         peak.rate(),
         stormed.refused.len(),
@@ -287,6 +288,8 @@ fn last_processor() -> String {
 
 const STORM: &str = "storm";
 const CALM: [&str; 2] = ["calm", "quiet"];
+/// Calls at a time on a connection, all of which together keep the server busy.
+const FEW: usize = 4;
 /// Calls at a time on a connection, as the server's SETTINGS say.
 const MOST: usize = 64;
 /// The time in which the server finds out. Sixty seconds hardly show it, four do.
