@@ -1,0 +1,87 @@
+//! Grants whose makers died before they knew whether KMS has made them.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use keybroker::grants::Id;
+use keybroker::store::kms_grants::KmsGrant;
+
+use super::beside;
+use super::create;
+use super::intention;
+use super::start;
+use super::wish;
+use crate::grants::ADMIN;
+use crate::grants::ORDERS;
+use crate::harness::reason;
+use crate::support::fake_kms::FakeKms;
+use crate::support::fake_kms::Fault;
+use crate::support::fake_kms::Operation;
+
+/// The store as it is left by one who dies after KMS has made the grant, and before it is written
+/// down that it has.
+#[tokio::test]
+async fn a_grant_that_its_maker_never_heard_of_is_found_by_name_and_ended() {
+    let fake = FakeKms::start().await;
+    let key = fake.key("eu-west-1");
+    let broker = start(&fake, &key).await;
+    // On the second page: others have grants of this key, too.
+    for _ in 0..12 {
+        create(&broker, wish()).await;
+    }
+    fake.fail_next(1, Operation::CreateGrant, Fault::Truncate);
+    let mut admin = broker.granter(ADMIN).await;
+    let refused = admin.create_kms_grant(wish()).await.map(drop);
+    assert_eq!(reason(refused), "KMS_UNAVAILABLE");
+    assert_eq!(fake.grants(&key).len(), 13);
+    // As if its maker's time were up.
+    let store = beside(&broker);
+    let names: BTreeSet<String> = fake
+        .grants(&key)
+        .iter()
+        .map(|one| one.wanted["Name"].as_str().unwrap().to_owned())
+        .collect();
+    let name = keybroker::name::KeyName::parse(ORDERS, &"acme".parse().unwrap()).unwrap();
+    let known = store.kms_grants_of_key(&name, None, 100).await.unwrap();
+    let known: BTreeSet<String> = known.iter().map(KmsGrant::name).collect();
+    let lost: Vec<&String> = names.difference(&known).collect();
+    let [lost] = lost[..] else { panic!("{lost:?}") };
+    let id: Id = lost.strip_prefix("keybroker-").unwrap().parse().unwrap();
+    assert!(store.end_kms_grant(&name, &id).await.unwrap());
+    broker.inner().end_due_kms_grants("one").await.unwrap();
+    let left = fake.grants(&key);
+    assert_eq!(left.len(), 12);
+    assert!(left.iter().all(|one| one.wanted["Name"] != lost.as_str()));
+}
+
+/// The store as it is left by one who dies before KMS is asked.
+#[tokio::test]
+async fn an_intention_that_nothing_came_of_waits_for_what_may_come_yet() {
+    let fake = FakeKms::start().await;
+    let key = fake.key("eu-west-1");
+    let broker = start(&fake, &key).await;
+    let store = beside(&broker);
+    let grant = intention(&key);
+    let grant = store
+        .intend_kms_grant(grant, Duration::from_secs(900))
+        .await
+        .unwrap();
+    broker.inner().end_due_kms_grants("one").await.unwrap();
+    assert_eq!(fake.calls(Operation::ListGrants), 0, "its maker has time");
+    store.end_kms_grant(&grant.key, &grant.id).await.unwrap();
+    broker.inner().end_due_kms_grants("one").await.unwrap();
+    assert_eq!(fake.calls(Operation::ListGrants), 1);
+    let living = store.keys_with_kms_grants().await.unwrap();
+    assert_eq!(
+        living,
+        std::slice::from_ref(&grant.key),
+        "it may be in no list yet"
+    );
+    // KMS answers late: it stays due.
+    assert!(store.complete_kms_grant(&grant.id, "late").await.unwrap());
+    store.end_kms_grant(&grant.key, &grant.id).await.unwrap();
+    let due = store.due_kms_grants(9).await.unwrap().grants;
+    assert_eq!(due[0].kms_id.as_deref(), Some("late"));
+    store.kms_grant_is_over(&grant.id).await.unwrap();
+    assert!(!store.complete_kms_grant(&grant.id, "later").await.unwrap());
+}
