@@ -1,5 +1,6 @@
 //! One record a call, hits and denials included: opened before anything can fail, finished when
-//! the outcome is known, marked abandoned when the call is dropped.
+//! the outcome is known, marked abandoned when the call is dropped. And one for each right that the
+//! broker takes away by itself.
 //!
 //! AWS CloudTrail never sees a cache hit, so these records are the only witness of most uses of a
 //! key. They hold names, sizes and reasons; never content, and of the encryption context the
@@ -52,6 +53,7 @@ pub use out::Collector;
 pub use record::Cache;
 pub use record::Category;
 pub use record::Failure;
+pub use record::KmsGrant;
 pub use record::Origin;
 pub use record::Phase;
 pub use record::Record;

@@ -20,7 +20,8 @@ use crate::name::TenantId;
 /// What is known of a call. A field that was never learned is `null` in the line.
 #[derive(Clone, Default)]
 pub struct Record {
-    /// The RPC's name without its service, `_OTHER` for a path that is no RPC.
+    /// The RPC's name without its service, `_OTHER` for a path that is no RPC; `EndKmsGrant` for
+    /// what the broker does by itself.
     pub event_name: Option<Arc<str>>,
     /// Who called, and over which connection.
     pub origin: Option<Arc<Origin>>,
@@ -40,7 +41,8 @@ pub struct Record {
     pub context_values: Values,
     /// Bytes of plaintext taken or released.
     pub plaintext_bytes: Option<usize>,
-    /// The data keys used, two for a ReEncrypt, each with every KMS key that wrapped it.
+    /// The data keys used, two for a ReEncrypt, each with every KMS key that wrapped it; the key of
+    /// a grant of AWS KMS.
     pub resources: Vec<Resource>,
     /// The list of the key policy that allowed the call, `grant` or `operators`.
     pub rule: Option<&'static str>,
@@ -48,6 +50,8 @@ pub struct Record {
     pub grant_id: Option<Id>,
     /// What a call says of a grant; stands in no other call's line.
     pub grant: Option<Box<Terms>>,
+    /// The grant of AWS KMS that there is or was; stands in no other line.
+    pub kms_grant: Option<Box<KmsGrant>>,
     /// The number of the change that it made in the store; stands in no other call's line.
     pub change: Option<u64>,
     /// What kind of call it is.
@@ -97,6 +101,27 @@ pub struct Terms {
     pub name: Option<String>,
     /// How often it may be used.
     pub max_uses: Option<u32>,
+}
+
+/// A grant of AWS KMS, by the names that it has.
+#[derive(Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KmsGrant {
+    /// KMS's id of it.
+    pub id: String,
+    /// Its name in KMS.
+    pub name: String,
+    /// The ARN of whom it is for.
+    pub grantee_principal: String,
+    /// Who made it.
+    pub issuing_principal: String,
+    /// Why it has ended, where it has: `expired`, `orphaned` (whoever made it never heard that it
+    /// was made), `removed` (its key), `revoked` or `suspended` (its tenant).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ending: Option<&'static str>,
+    /// Whether KMS had it no more when it was to end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub already_gone: Option<bool>,
 }
 
 /// A stream's two records: one before its first byte leaves, one when it has ended.
@@ -157,7 +182,8 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// A peer that is `identity`, at `source`: its address, or `unix` on a Unix socket.
+    /// A peer that is `identity`, at `source`: its address, or `unix` on a Unix socket; of the
+    /// broker itself see [`Origin::broker`].
     pub fn new(identity: Option<&UserIdentity>, source: &str, tls: Option<Tls>) -> Self {
         Self {
             identity: Fragment::of(Other(identity)),
@@ -165,18 +191,29 @@ impl Origin {
             tls: Fragment::of(Other(tls)),
         }
     }
+
+    /// Nobody but the broker, which does by itself what nobody calls it for.
+    pub fn broker() -> Self {
+        let identity = UserIdentity {
+            kind: "Service",
+            principal_id: SERVICE.into(),
+            authenticator: "none",
+            session_context: None,
+        };
+        Self::new(Some(&identity), SERVICE, None)
+    }
 }
 
 /// Who called, in CloudTrail's shape.
 #[derive(Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct UserIdentity {
-    /// `SPIFFE`, `DNS` or `Unix`.
+    /// `SPIFFE`, `DNS` or `Unix`; `Service` for the broker itself.
     #[serde(rename = "type")]
     pub kind: &'static str,
     /// The principal.
     pub principal_id: Arc<str>,
-    /// What proved it: `x509-svid`, `x509` or `so_peercred`.
+    /// What proved it: `x509-svid`, `x509` or `so_peercred`; `none` where nobody called.
     pub authenticator: &'static str,
     /// The certificate, where there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -328,6 +365,9 @@ impl Record {
         if let Some(items) = &self.items {
             put(line, r#","items":"#, Other(items.rows()));
         }
+        if let Some(grant) = &self.kms_grant {
+            put(line, r#","kmsGrant":"#, Other(grant));
+        }
         if let Some(change) = self.change {
             put(line, r#","change":"#, change);
         }
@@ -374,6 +414,8 @@ impl Cache {
     }
 }
 
+/// The broker, among principals.
+const SERVICE: &str = "keybroker";
 /// Room for a usual line.
 const LINE: usize = 1280;
 

@@ -82,6 +82,7 @@ pub(super) struct Broking {
     follower: Arc<Follower>,
     /// None where nothing is kept for the next start.
     keeper: Option<Keeper>,
+    audit: Arc<Audit>,
     /// None where no KMS key countersigns audit records.
     countersigning: Option<Countersigning>,
 }
@@ -218,6 +219,7 @@ impl Broking {
             telemetry,
             follower,
             keeper,
+            audit,
             countersigning,
         })
     }
@@ -245,7 +247,7 @@ impl Broking {
         let broker = Arc::clone(&self.broker);
         let directory = move || Arc::clone(broker.policy().directory());
         aside.spawn(self.broker.data_keys().watch(directory));
-        aside.spawn(Arc::clone(&self.follower).run());
+        aside.spawn(Arc::clone(&self.follower).run(self.audit));
         if let Some(admin) = self.admin {
             aside.spawn(admin.run());
         }
@@ -253,10 +255,11 @@ impl Broking {
         if let Some(keeping) = keeping {
             keeping.end().await;
         }
+        // It has the last word in the trail, what ends aside included.
+        aside.shutdown().await;
         if let Some(countersigning) = self.countersigning {
             countersigning.end().await;
         }
-        aside.shutdown().await;
         self.follower.end().await;
         self.telemetry.stop().await;
         tracing::info!("stopped");

@@ -20,6 +20,7 @@ use crate::kms::Error;
 use crate::kms::KeyRef;
 use crate::kms::Kms;
 use crate::kms::Made;
+use crate::kms::Revoked;
 use crate::kms::Undelegated;
 use crate::kms::Unwrapped;
 use crate::kms::Wrapped;
@@ -98,7 +99,7 @@ impl Delegation for Backends {
         self.aws.create_grant(key, delegation).await
     }
 
-    async fn revoke_grant(&self, key: &Arn, id: &str) -> Result<Option<String>, Error> {
+    async fn revoke_grant(&self, key: &Arn, id: &str) -> Result<Revoked, Error> {
         self.aws.revoke_grant(key, id).await
     }
 

@@ -26,11 +26,11 @@ pub trait Delegation: Send + Sync + 'static {
         delegation: &Delegated<'_>,
     ) -> Result<Made, Undelegated>;
 
-    /// Ends the grant `id` of `key`, also one that is over; returns the service's name for the call.
+    /// Ends the grant `id` of `key`, also one that is over.
     ///
     /// # Errors
     /// [`Error`].
-    async fn revoke_grant(&self, key: &Arn, id: &str) -> Result<Option<String>, Error>;
+    async fn revoke_grant(&self, key: &Arn, id: &str) -> Result<Revoked, Error>;
 
     /// The ids of the grants of `key` with this name.
     ///
@@ -70,6 +70,15 @@ pub struct Made {
     pub token: String,
     /// The service's name for this call, for the audit record.
     pub request_id: Option<String>,
+}
+
+/// A grant that there is no more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revoked {
+    /// The service's name for this call, for the audit record.
+    pub request_id: Option<String>,
+    /// Whether it was gone already.
+    pub already_gone: bool,
 }
 
 /// Why a grant was not made.

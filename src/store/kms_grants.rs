@@ -1,52 +1,27 @@
 //! Grants of AWS KMS that the broker has made: written down before KMS is asked, and kept until KMS
 //! has them no more. Whoever dies between the two leaves a row by which the grant is found.
 
+mod row;
+
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 use crate::crypto::random::jittered;
 use crate::grants::Id;
-use crate::grants::Operations;
-use crate::identity::Principal;
-use crate::kms::Arn;
-use crate::kms::IamPrincipal;
 use crate::name::KeyName;
 use crate::store::Error;
 use crate::store::Store;
-use crate::store::engine::Row;
 use crate::store::engine::Value;
 use crate::store::within;
 
-/// A grant of AWS KMS.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KmsGrant {
-    /// Its id here, and with a prefix its name in KMS.
-    pub id: Id,
-    /// The key.
-    pub key: KeyName,
-    /// The KMS key.
-    pub arn: Arn,
-    /// Whom it is for.
-    pub grantee: IamPrincipal,
-    /// What it allows.
-    pub operations: Operations,
-    /// Who made it.
-    pub creator: Principal,
-    /// When.
-    pub created: Timestamp,
-    /// When it is to end.
-    pub expires: Timestamp,
-    /// KMS's id of it; none until KMS has answered.
-    pub kms_id: Option<String>,
-}
+use row::DAMAGED;
+use row::key;
+use row::read;
+use row::select;
 
-impl KmsGrant {
-    /// Its name in KMS.
-    pub fn name(&self) -> String {
-        format!("keybroker-{}", self.id)
-    }
-}
+pub use row::Ending;
+pub use row::KmsGrant;
 
 /// What is to be done about grants that are to end.
 #[derive(Debug, Default)]
@@ -113,11 +88,17 @@ impl Store {
         Ok(done.await? == 1)
     }
 
-    /// Has the grant `id` of `key` be due now. False if there is none that lives.
+    /// Has the grant `id` of `key` be due now, because it is revoked; whoever has it so ends it
+    /// himself within `head_start`, before others see to it. False if there is none that lives.
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn end_kms_grant(&self, key: &KeyName, id: &Id) -> Result<bool, Error> {
+    pub async fn end_kms_grant(
+        &self,
+        key: &KeyName,
+        id: &Id,
+        head_start: Duration,
+    ) -> Result<bool, Error> {
         let id = id.to_string();
         let done = self.kms_grants(END, |now| {
             vec![
@@ -125,21 +106,24 @@ impl Store {
                 Value::Text(key.key.as_str()),
                 Value::Text(&id),
                 moment(now),
+                Value::Text(Ending::Revoked.label()),
+                moment(later(now, head_start)),
             ]
         });
         Ok(done.await? == 1)
     }
 
-    /// Has all living grants of `key` be due now.
+    /// Has all living grants of `key` be due now, because of `ending`.
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn end_kms_grants(&self, key: &KeyName) -> Result<(), Error> {
+    pub async fn end_kms_grants(&self, key: &KeyName, ending: Ending) -> Result<(), Error> {
         let done = self.kms_grants(END_ALL, |now| {
             vec![
                 Value::Text(key.tenant.as_str()),
                 Value::Text(key.key.as_str()),
                 moment(now),
+                Value::Text(ending.label()),
             ]
         });
         done.await.map(drop)
@@ -314,37 +298,6 @@ impl Store {
     }
 }
 
-fn read(row: &Row) -> Result<KmsGrant, Error> {
-    let text = |column| row.text(column)?.ok_or(DAMAGED);
-    let bits = u16::try_from(row.number(5)?).map_err(|_| DAMAGED)?;
-    let kms_id = text(9)?;
-    Ok(KmsGrant {
-        id: text(0)?.parse().map_err(|_| DAMAGED)?,
-        key: key(row, 1)?,
-        arn: text(3)?.parse().map_err(|_| DAMAGED)?,
-        grantee: text(4)?.parse().map_err(|_| DAMAGED)?,
-        operations: Operations::from_bits(bits).ok_or(DAMAGED)?,
-        creator: text(6)?.parse().map_err(|_| DAMAGED)?,
-        created: time(row.number(7)?)?,
-        expires: time(row.number(8)?)?,
-        kms_id: (!kms_id.is_empty()).then_some(kms_id),
-    })
-}
-
-/// The key in two columns from `first` on.
-fn key(row: &Row, first: usize) -> Result<KeyName, Error> {
-    let text = |column| row.text(column)?.ok_or(DAMAGED);
-    Ok(KeyName {
-        tenant: text(first)?.parse().map_err(|_| DAMAGED)?,
-        key: text(first + 1)?.parse().map_err(|_| DAMAGED)?,
-    })
-}
-
-fn time(millis: u64) -> Result<Timestamp, Error> {
-    let millis = i64::try_from(millis).map_err(|_| DAMAGED)?;
-    Timestamp::from_millisecond(millis).map_err(|_| DAMAGED)
-}
-
 fn moment(time: Timestamp) -> Value<'static> {
     Value::Number(u64::try_from(time.as_millisecond()).unwrap_or_default())
 }
@@ -357,30 +310,22 @@ fn limit(most: usize) -> Value<'static> {
     Value::Number(u64::try_from(most).unwrap_or(u64::MAX))
 }
 
-/// Selects grants, in the order of columns that [`read`] reads.
-macro_rules! select {
-    ($rest:literal) => {
-        concat!(
-            "SELECT id, tenant, key_id, arn, grantee, operations, creator, created, expires, ",
-            "kms_id FROM kms_grants WHERE ",
-            $rest
-        )
-    };
-}
-
 const INSERT: &str = "
     INSERT INTO kms_grants (id, tenant, key_id, arn, grantee, operations, creator, created,
-        expires, kms_id, due, retry, over)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, '', $10, 0, 0)";
+        expires, kms_id, due, retry, over, ending)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, '', $10, 0, 0, '')";
 // What is to end already still is.
 const COMPLETE: &str = "
     UPDATE kms_grants SET kms_id = $2, due = CASE WHEN due <= $3 THEN due ELSE expires END
     WHERE id = $1 AND kms_id = '' AND over = 0";
 const END: &str = "
-    UPDATE kms_grants SET due = $4, retry = 0
+    UPDATE kms_grants
+    SET due = CASE WHEN due <= $4 THEN due ELSE $4 END,
+        ending = CASE WHEN due <= $4 THEN ending ELSE $5 END,
+        retry = $6
     WHERE tenant = $1 AND key_id = $2 AND id = $3 AND over = 0";
 const END_ALL: &str = "
-    UPDATE kms_grants SET due = $3
+    UPDATE kms_grants SET due = $3, ending = $4
     WHERE tenant = $1 AND key_id = $2 AND over = 0 AND due > $3";
 const OVER: &str = "UPDATE kms_grants SET over = 1 WHERE id = $1";
 const POSTPONE: &str = "UPDATE kms_grants SET retry = $2 WHERE id = $1";
@@ -394,7 +339,6 @@ const LIST: &str = select!(
 );
 const FIND: &str = select!("tenant = $1 AND key_id = $2 AND id = $3");
 const FORGET: &str = "DELETE FROM kms_grants WHERE over = 1 AND expires < $1";
-const DAMAGED: Error = Error::Damaged("kms_grants");
 
 /// For KMS's answer to the creation of a grant: longer than any call takes.
 pub const PATIENCE: Duration = Duration::from_secs(60);

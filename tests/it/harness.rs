@@ -190,6 +190,7 @@ pub struct Broker {
     pub trail: Trail,
     /// What the broker counts.
     pub metrics: Metrics,
+    audit: Arc<Audit>,
     broker: Arc<keybroker::broker::Broker>,
     clock: Arc<dyn Clock>,
     identity: identity::Config,
@@ -387,9 +388,10 @@ impl Broker {
         }
 
         let trail = Trail::default();
+        let audit = Audit::new(Sink::to(trail.clone()), Arc::clone(&setup.clock));
         let parts = Parts {
             broker: Arc::clone(&broker),
-            audit: Audit::new(Sink::to(trail.clone()), Arc::clone(&setup.clock)),
+            audit: Arc::clone(&audit),
             clock: Arc::clone(&setup.clock),
             tracer: Tracer::off(),
         };
@@ -423,6 +425,7 @@ impl Broker {
             server_authority,
             kms: fake,
             trail,
+            audit,
             broker,
             clock: setup.clock,
             identity,
@@ -508,6 +511,13 @@ impl Broker {
     /// The operations' own state, for `data_keys().stats()`.
     pub fn inner(&self) -> &keybroker::broker::Broker {
         &self.broker
+    }
+
+    /// Has it end what grants of KMS are due, as `serve` does once a second, unless another than
+    /// `holder` has the turn.
+    pub async fn end_due_kms_grants(&self, holder: &str) {
+        let ended = self.broker.end_due_kms_grants(holder, &self.audit);
+        ended.await.unwrap();
     }
 
     /// Puts another tenants file in force, as a reload does.

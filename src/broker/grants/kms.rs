@@ -14,6 +14,8 @@ use crate::broker::grants::MOST_OF_A_KEY;
 use crate::broker::grants::listing::filter;
 use crate::broker::grants::words::constraint_label;
 use crate::broker::grants::words::grant_id;
+use crate::broker::grants::words::name_ended;
+use crate::broker::grants::words::name_kms_grant;
 use crate::broker::no_randomness;
 use crate::directory::Directory;
 use crate::directory::Key;
@@ -33,6 +35,7 @@ use crate::kms::Undelegated;
 use crate::message::EncryptionContext;
 use crate::name::KeyName;
 use crate::policy::Denied;
+use crate::store::kms_grants::Ending;
 use crate::store::kms_grants::KmsGrant;
 
 /// What somebody wants a grant of KMS to be.
@@ -99,6 +102,7 @@ impl Call<'_> {
             created: Timestamp::MIN,
             expires: Timestamp::MIN,
             kms_id: None,
+            ending: None,
         };
         // First of all: from now on somebody sees to its end, whatever becomes of this call.
         let grant = store.intend_kms_grant(wanted, lifetime).await?;
@@ -121,10 +125,16 @@ impl Call<'_> {
                 return Err(self.refused(undelegated, key));
             }
         };
-        self.note_kms(made.request_id);
+        self.notes.add(|record| {
+            name_kms_grant(record, &grant, &made.id);
+            record.kms_request_ids.extend(made.request_id);
+        });
         if !store.complete_kms_grant(&grant.id, &made.id).await? {
-            let ended = kms.revoke_grant(&grant.arn, &made.id).await;
-            ended.map_err(|error| Error::of_kms(error, key.owner()))?;
+            let revoked = kms.revoke_grant(&grant.arn, &made.id).await;
+            let revoked = revoked.map_err(|error| Error::of_kms(error, key.owner()))?;
+            self.notes.add(|record| {
+                name_ended(record, &grant, &made.id, Ending::Orphaned, revoked);
+            });
             return Err(Error::StoreUnavailable(
                 "the grant was given up while KMS made it".into(),
             ));
@@ -169,17 +179,29 @@ impl Call<'_> {
         let Some(grant) = store.kms_grant(&name, &id).await? else {
             return Err(Denied::NoStatement.into());
         };
-        if !store.end_kms_grant(&name, &id).await? {
+        if !store.end_kms_grant(&name, &id, HEAD_START).await? {
             return Ok(());
         }
-        let ended = self.broker.end_kms_grant(&grant).await?;
-        self.note_kms(ended.map_err(|error| Error::of_kms(error, key.owner()))?);
-        Ok(())
-    }
-
-    fn note_kms(&self, request_id: Option<String>) {
-        self.notes
-            .add(|record| record.kms_request_ids.extend(request_id));
+        let Some(kms_id) = &grant.kms_id else {
+            // Whoever makes it may be about to hear of it, and sees that it is due.
+            return Ok(());
+        };
+        let kms = self.broker.delegation()?;
+        match kms.revoke_grant(&grant.arn, kms_id).await {
+            Ok(revoked) => {
+                self.notes.add(|record| {
+                    name_ended(record, &grant, kms_id, Ending::Revoked, revoked);
+                });
+                store.kms_grant_is_over(&id).await?;
+                Ok(())
+            }
+            Err(error) => {
+                self.notes
+                    .add(|record| name_kms_grant(record, &grant, kms_id));
+                store.postpone_kms_grant(&id, Duration::ZERO).await?;
+                Err(Error::of_kms(error, key.owner()))
+            }
+        }
     }
 
     fn refused(&self, undelegated: Undelegated, key: &Key) -> Error {
@@ -282,10 +304,15 @@ fn said(creation: &KmsCreation) -> audit::Terms {
     }
 }
 
-/// A key whose grants of KMS are to end with it.
-pub(super) fn is_withdrawn(directory: &Directory, name: &KeyName) -> bool {
+/// Why the grants of KMS of the key `name` are to end, if they are to end with it.
+pub(super) fn withdrawal(directory: &Directory, name: &KeyName) -> Option<Ending> {
     // A tenant that is not known may not be known yet.
-    directory.tenant(&name.tenant).is_some_and(|tenant| {
-        tenant.standing() == Standing::Suspended || directory.key(name).is_none()
-    })
+    match directory.tenant(&name.tenant)?.standing() {
+        Standing::Suspended => Some(Ending::Suspended),
+        Standing::Active if directory.key(name).is_none() => Some(Ending::Removed),
+        Standing::Active => None,
+    }
 }
+
+/// How long a revocation has before others see to what it has begun: longer than KMS takes.
+const HEAD_START: Duration = Duration::from_secs(5);

@@ -10,6 +10,9 @@ use crate::grants::Kind;
 use crate::grants::Unfit;
 use crate::grants::Wanted;
 use crate::identity::Principal;
+use crate::kms::Revoked;
+use crate::store::kms_grants::Ending;
+use crate::store::kms_grants::KmsGrant;
 
 /// What a grant is to be, for the record: names, and never the values of pairs.
 pub(super) fn said(wanted: &Wanted) -> audit::Terms {
@@ -32,6 +35,40 @@ pub(super) fn constraint_label(constraint: &Constraint) -> &'static str {
     match constraint.kind() {
         Kind::Equals => "EncryptionContextEquals",
         Kind::Subset => "EncryptionContextSubset",
+    }
+}
+
+/// Has `record` name `grant`, which KMS calls `kms_id`.
+pub(super) fn name_kms_grant(record: &mut audit::Record, grant: &KmsGrant, kms_id: &str) {
+    record.grant_id = Some(grant.id);
+    record.resources = vec![audit::Resource {
+        name: String::from(&grant.key).into(),
+        arn: grant.arn.as_str().into(),
+        kind: "KMSKey",
+    }];
+    record.kms_grant = Some(Box::new(audit::KmsGrant {
+        id: kms_id.to_owned(),
+        name: grant.name(),
+        grantee_principal: grant.grantee.to_string(),
+        issuing_principal: grant.creator.to_string(),
+        ending: None,
+        already_gone: None,
+    }));
+}
+
+/// The same, and that it has ended for `ending`.
+pub(super) fn name_ended(
+    record: &mut audit::Record,
+    grant: &KmsGrant,
+    kms_id: &str,
+    ending: Ending,
+    revoked: Revoked,
+) {
+    name_kms_grant(record, grant, kms_id);
+    record.kms_request_ids.extend(revoked.request_id);
+    if let Some(named) = &mut record.kms_grant {
+        named.ending = Some(ending.label());
+        named.already_gone = Some(revoked.already_gone);
     }
 }
 

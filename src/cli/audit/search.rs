@@ -36,7 +36,7 @@ pub(in crate::cli) struct Args {
     /// With this outcome: `served`, or a reason like POLICY_DENIED, of the call or of an item.
     #[arg(long)]
     outcome: Option<String>,
-    /// Of this method, or of AuditStarted, AuditCheckpoint or AuditStopped.
+    /// Of this method, or of EndKmsGrant, AuditStarted, AuditCheckpoint or AuditStopped.
     #[arg(long, value_name = "NAME")]
     event: Option<String>,
     /// Not before this time (2026-01-31T12:00:00Z), or so long ago (2h).

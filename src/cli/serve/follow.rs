@@ -16,6 +16,7 @@ use tokio::time::sleep;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use crate::audit::Audit;
 use crate::broker::Broker;
 use crate::cli::chain;
 use crate::clock::Clock;
@@ -138,8 +139,8 @@ impl Follower {
         }
     }
 
-    /// Follows until it is dropped.
-    pub(super) async fn run(self: Arc<Self>) -> Infallible {
+    /// Follows until it is dropped. What it ends of itself is on record in `audit`.
+    pub(super) async fn run(self: Arc<Self>, audit: Arc<Audit>) -> Infallible {
         // Ends with this. Aside: how long it takes is up to how many grants there are.
         let mut loading = JoinSet::new();
         loading.spawn(Arc::clone(&self).load());
@@ -147,7 +148,7 @@ impl Follower {
             never = self.store.listen() => never,
             never = self.poll() => never,
             never = self.forget() => never,
-            never = self.end_kms_grants() => never,
+            never = self.end_kms_grants(&audit) => never,
         }
     }
 
@@ -178,11 +179,11 @@ impl Follower {
     }
 
     /// Ends grants of KMS that are due.
-    async fn end_kms_grants(&self) -> Infallible {
+    async fn end_kms_grants(&self, audit: &Arc<Audit>) -> Infallible {
         let holder = Uuid::new_v4().to_string();
         loop {
             sleep(END_KMS_GRANTS).await;
-            if let Err(error) = self.broker.end_due_kms_grants(&holder).await {
+            if let Err(error) = self.broker.end_due_kms_grants(&holder, audit).await {
                 tracing::warn!(error = chain(&error), "grants of KMS wait for the store");
             }
         }

@@ -12,6 +12,7 @@ use crate::kms::Delegation;
 use crate::kms::Error;
 use crate::kms::Made;
 use crate::kms::Matching;
+use crate::kms::Revoked;
 use crate::kms::Undelegated;
 use crate::kms::aws::Aws;
 use crate::kms::aws::codes::sentence;
@@ -65,14 +66,18 @@ impl Delegation for Aws {
         }
     }
 
-    async fn revoke_grant(&self, key: &Arn, id: &str) -> Result<Option<String>, Error> {
+    async fn revoke_grant(&self, key: &Arn, id: &str) -> Result<Revoked, Error> {
         let call = self.client(key).revoke_grant().key_id(key.as_str());
         match call.grant_id(id).send().await {
-            Ok(answer) => Ok(request_id(&answer)),
+            Ok(answer) => Ok(Revoked {
+                request_id: request_id(&answer),
+                already_gone: false,
+            }),
             // Of the grant or of its key: over it is.
-            Err(error) if error.code() == Some("NotFoundException") => {
-                Ok(error.request_id().map(sentence))
-            }
+            Err(error) if error.code() == Some("NotFoundException") => Ok(Revoked {
+                request_id: error.request_id().map(sentence),
+                already_gone: true,
+            }),
             Err(error) => Err(failure(error, &EncryptionContext::default())),
         }
     }

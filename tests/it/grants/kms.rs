@@ -3,6 +3,7 @@
 mod ending;
 mod making;
 mod orphans;
+mod records;
 mod turns;
 
 use std::path::Path;
@@ -16,6 +17,10 @@ use keybroker::kms::Arn;
 use keybroker::store;
 use keybroker::store::Store;
 use keybroker::store::kms_grants::KmsGrant;
+use sqlx::ConnectOptions as _;
+use sqlx::Connection as _;
+use sqlx::Executor as _;
+use sqlx::sqlite::SqliteConnectOptions;
 
 use super::ADMIN;
 use super::ORDERS;
@@ -61,6 +66,14 @@ fn open(folder: &Path) -> Store {
     Store::new(&config, None).unwrap()
 }
 
+/// Changes the store in `folder` as none of ours would.
+async fn meddle(folder: &Path, statement: &'static str) {
+    let options = SqliteConnectOptions::new().filename(folder.join("store.db"));
+    let mut connection = options.connect().await.unwrap();
+    connection.execute(statement).await.unwrap();
+    connection.close().await.unwrap();
+}
+
 async fn create(broker: &Broker, wish: pb::CreateKmsGrantRequest) -> pb::KmsGrant {
     let mut admin = broker.granter(ADMIN).await;
     let created = admin.create_kms_grant(wish).await.unwrap().into_inner();
@@ -72,7 +85,7 @@ async fn create(broker: &Broker, wish: pb::CreateKmsGrantRequest) -> pb::KmsGran
 async fn ended(broker: &Broker, fake: &FakeKms, key: &Arn) {
     let rounds = async {
         while !fake.grants(key).is_empty() {
-            broker.inner().end_due_kms_grants("one").await.unwrap();
+            broker.end_due_kms_grants("one").await;
             tokio::task::yield_now().await;
         }
     };
@@ -90,5 +103,6 @@ fn intention(key: &Arn) -> KmsGrant {
         created: jiff::Timestamp::MIN,
         expires: jiff::Timestamp::MIN,
         kms_id: None,
+        ending: None,
     }
 }

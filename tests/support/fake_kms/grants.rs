@@ -32,6 +32,11 @@ impl FakeKms {
         let of_key = |grant: &&Grant| grant.key == key.as_str();
         self.service(|service| service.grants.iter().filter(of_key).cloned().collect())
     }
+
+    /// Ends the grants of `key`, as somebody else than the broker may.
+    pub fn forget_grants(&self, key: &Arn) {
+        self.service(|service| service.grants.retain(|one| one.key != key.as_str()));
+    }
 }
 
 impl Service {

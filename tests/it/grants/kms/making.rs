@@ -73,6 +73,20 @@ async fn a_grant_is_bound_to_the_tenant_and_named_after_its_id() {
     assert_eq!(records[0]["eventName"], "CreateKmsGrant");
     assert_eq!(records[0]["additionalEventData"]["grantId"], grant.id);
     assert!(records[0]["additionalEventData"]["kmsRequestID"].is_string());
+    let named = json!({
+        "id": made.id,
+        "name": made.wanted["Name"],
+        "granteePrincipal": ROLE,
+        "issuingPrincipal": ADMIN,
+    });
+    assert_eq!(records[0]["additionalEventData"]["kmsGrant"], named);
+    let ended = &records[2]["additionalEventData"]["kmsGrant"];
+    assert_eq!(records[2]["eventName"], "RevokeKmsGrant");
+    assert_eq!(
+        (&ended["id"], &ended["ending"]),
+        (&named["id"], &json!("revoked"))
+    );
+    assert_eq!(records.len(), 4, "{records:?}");
     let text = serde_json::to_string(&records).unwrap();
     assert!(!text.contains(&made.token), "the token is in the records");
 }

@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use keybroker::grants::Id;
 use keybroker::store::kms_grants::KmsGrant;
+use serde_json::json;
 
 use super::beside;
 use super::create;
 use super::intention;
+use super::meddle;
+use super::records::ends;
 use super::start;
 use super::wish;
 use crate::grants::ADMIN;
@@ -46,12 +48,23 @@ async fn a_grant_that_its_maker_never_heard_of_is_found_by_name_and_ended() {
     let known: BTreeSet<String> = known.iter().map(KmsGrant::name).collect();
     let lost: Vec<&String> = names.difference(&known).collect();
     let [lost] = lost[..] else { panic!("{lost:?}") };
-    let id: Id = lost.strip_prefix("keybroker-").unwrap().parse().unwrap();
-    assert!(store.end_kms_grant(&name, &id).await.unwrap());
-    broker.inner().end_due_kms_grants("one").await.unwrap();
+    meddle(
+        broker.folder(),
+        "UPDATE kms_grants SET due = 1 WHERE kms_id = ''",
+    )
+    .await;
+    broker.end_due_kms_grants("one").await;
     let left = fake.grants(&key);
     assert_eq!(left.len(), 12);
     assert!(left.iter().all(|one| one.wanted["Name"] != lost.as_str()));
+    let [record] = &ends(&broker)[..] else {
+        panic!("{:?}", ends(&broker))
+    };
+    let named = &record["additionalEventData"]["kmsGrant"];
+    assert_eq!(
+        (&named["name"], &named["ending"]),
+        (&json!(lost), &json!("orphaned"))
+    );
 }
 
 /// The store as it is left by one who dies before KMS is asked.
@@ -66,10 +79,13 @@ async fn an_intention_that_nothing_came_of_waits_for_what_may_come_yet() {
         .intend_kms_grant(grant, Duration::from_secs(900))
         .await
         .unwrap();
-    broker.inner().end_due_kms_grants("one").await.unwrap();
+    broker.end_due_kms_grants("one").await;
     assert_eq!(fake.calls(Operation::ListGrants), 0, "its maker has time");
-    store.end_kms_grant(&grant.key, &grant.id).await.unwrap();
-    broker.inner().end_due_kms_grants("one").await.unwrap();
+    store
+        .end_kms_grant(&grant.key, &grant.id, Duration::ZERO)
+        .await
+        .unwrap();
+    broker.end_due_kms_grants("one").await;
     assert_eq!(fake.calls(Operation::ListGrants), 1);
     let living = store.keys_with_kms_grants().await.unwrap();
     assert_eq!(
@@ -79,7 +95,10 @@ async fn an_intention_that_nothing_came_of_waits_for_what_may_come_yet() {
     );
     // KMS answers late: it stays due.
     assert!(store.complete_kms_grant(&grant.id, "late").await.unwrap());
-    store.end_kms_grant(&grant.key, &grant.id).await.unwrap();
+    store
+        .end_kms_grant(&grant.key, &grant.id, Duration::ZERO)
+        .await
+        .unwrap();
     let due = store.due_kms_grants(9).await.unwrap().grants;
     assert_eq!(due[0].kms_id.as_deref(), Some("late"));
     store.kms_grant_is_over(&grant.id).await.unwrap();

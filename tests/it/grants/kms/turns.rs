@@ -8,6 +8,7 @@ use keybroker::directory::Standing;
 use keybroker::kms::Arn;
 use keybroker::store;
 use keybroker::store::Store;
+use keybroker::store::kms_grants::Ending;
 
 use super::create;
 use super::intention;
@@ -38,12 +39,10 @@ async fn one_broker_at_a_time_ends_them_and_each_once() {
     for one in [&broker, &other] {
         one.stand(&tenants(&key), "acme", Standing::Suspended);
     }
-    let (one, two) = tokio::join!(
-        broker.inner().end_due_kms_grants("one"),
-        other.inner().end_due_kms_grants("two"),
+    tokio::join!(
+        broker.end_due_kms_grants("one"),
+        other.end_due_kms_grants("two"),
     );
-    one.unwrap();
-    two.unwrap();
     assert!(fake.grants(&key).is_empty());
     assert_eq!(fake.calls(Operation::RevokeGrant), 5);
 }
@@ -77,7 +76,12 @@ async fn postgresql_has_each_ended_by_one() {
     let due = other.due_kms_grants(10).await.unwrap();
     assert!(due.grants.is_empty());
 
-    assert!(other.end_kms_grant(&ends.key, &ends.id).await.unwrap());
+    assert!(
+        other
+            .end_kms_grant(&ends.key, &ends.id, Duration::ZERO)
+            .await
+            .unwrap()
+    );
     let (mine, yours) = tokio::join!(
         one.take_kms_grants_turn("one"),
         other.take_kms_grants_turn("other"),
@@ -88,13 +92,18 @@ async fn postgresql_has_each_ended_by_one() {
         panic!("{due:?}")
     };
     assert_eq!(
-        (grant.id, grant.kms_id.as_deref()),
-        (ends.id, Some("kms-2"))
+        (grant.id, grant.kms_id.as_deref(), grant.cause(due.now)),
+        (ends.id, Some("kms-2"), Ending::Revoked)
     );
     one.postpone_kms_grant(&ends.id, hour).await.unwrap();
     assert!(other.due_kms_grants(10).await.unwrap().grants.is_empty());
     one.kms_grant_is_over(&ends.id).await.unwrap();
-    assert!(!other.end_kms_grant(&ends.key, &ends.id).await.unwrap());
+    assert!(
+        !other
+            .end_kms_grant(&ends.key, &ends.id, Duration::ZERO)
+            .await
+            .unwrap()
+    );
     assert!(
         other
             .kms_grant(&lives.key, &lives.id)
@@ -102,8 +111,11 @@ async fn postgresql_has_each_ended_by_one() {
             .unwrap()
             .is_some()
     );
-    one.end_kms_grants(&lives.key).await.unwrap();
+    one.end_kms_grants(&lives.key, Ending::Suspended)
+        .await
+        .unwrap();
     let due = other.due_kms_grants(10).await.unwrap();
     assert_eq!(due.grants.len(), 1);
+    assert_eq!(due.grants[0].cause(due.now), Ending::Suspended);
     other.forget_kms_grants().await.unwrap();
 }
