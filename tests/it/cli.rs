@@ -8,6 +8,7 @@ mod checking;
 mod collecting;
 mod countersigning;
 mod crashes;
+mod delegating;
 mod dev;
 mod fleet;
 mod flood;

@@ -11,13 +11,13 @@ use tokio_rustls::client::TlsStream;
 
 use super::site::Running;
 use super::site::Site;
+use super::site::credited;
 use crate::harness::Authority;
 use crate::harness::Broker;
 use crate::harness::Connection;
 use crate::harness::Identity;
 use crate::harness::WEB;
 use crate::harness::tls;
-use crate::support::fake_kms::BROKER;
 use crate::support::fake_kms::FakeKms;
 
 /// A folder for a server whose KMS is a fake.
@@ -96,10 +96,8 @@ impl House {
             .args(["serve", "--config"])
             .arg(self.site.path("keybroker.toml"))
             .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .env("AWS_ACCESS_KEY_ID", BROKER)
-            .env("AWS_SECRET_ACCESS_KEY", "no secret");
-        command
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        credited(command)
     }
 
     /// A connection to the server, which has just started.

@@ -27,6 +27,8 @@ use rcgen::KeyPair;
 use rcgen::KeyUsagePurpose;
 use tempfile::TempDir;
 
+use crate::support::fake_kms::BROKER;
+
 pub(super) struct Site {
     folder: TempDir,
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -160,6 +162,14 @@ pub(super) fn command(args: &[&str]) -> Command {
         .args(args)
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command
+}
+
+/// The command, which has credentials for a fake of AWS.
+pub(super) fn credited(mut command: Command) -> Command {
+    command
+        .env("AWS_ACCESS_KEY_ID", BROKER)
+        .env("AWS_SECRET_ACCESS_KEY", "no secret");
     command
 }
 

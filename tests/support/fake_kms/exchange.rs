@@ -105,6 +105,10 @@ async fn reply(request: &Request, head: &HeaderMap, shared: &Shared, station: &S
         Some(Fault::Reset) => turn.cut(Reply::Reset),
         Some(Fault::Throttle(retry_after)) => turn.throttle(Some(retry_after)),
         Some(Fault::Truncate) => turn.tear(answer(), Part::HalfBody),
+        Some(Fault::Unheard) => {
+            drop(answer());
+            std::future::pending().await
+        }
         Some(Fault::WrongKeyId) => turn.falsify(answer(), |answer| {
             let other = keys::arn(&request.region, &Uuid::new_v4().to_string());
             match answer.get_mut("KeyMetadata") {

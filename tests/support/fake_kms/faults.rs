@@ -39,6 +39,8 @@ pub enum Fault {
     Throttle(Duration),
     /// Half of the body, then the end.
     Truncate,
+    /// What was asked is done, and no answer comes, on a connection that stays open.
+    Unheard,
     /// Another key's ARN in the answer.
     WrongKeyId,
     /// A plaintext of this many bytes.
