@@ -1,6 +1,8 @@
 //! Grants of AWS KMS by the command line, and over the end of the server that made them.
 
 
+mod replicas;
+
 use std::fs;
 use std::path::Path;
 use std::time::Duration;

@@ -84,6 +84,15 @@ impl Holder {
         Ok(held(number, grant, grant_token))
     }
 
+    /// Makes a grant of AWS KMS.
+    pub(super) async fn delegate(
+        &mut self,
+        wish: pb::CreateKmsGrantRequest,
+    ) -> Result<pb::KmsGrant, Status> {
+        let answer = self.grants.create_kms_grant(patient(wish)).await?;
+        Ok(answer.into_inner().grant.unwrap())
+    }
+
     /// Has it live longer; none where it is over.
     pub(super) async fn renew(&mut self, held_before: &Held) -> Result<Option<Held>, Status> {
         let request = pb::RenewGrantRequest {

@@ -7,6 +7,7 @@ use std::process::Command;
 
 use super::site::Running;
 use super::site::Site;
+use super::site::credited;
 use super::site::good;
 use super::site::uid;
 use crate::harness::soon;
@@ -61,7 +62,7 @@ impl Replica {
 
     /// Starts its server.
     pub(super) fn start(&mut self) {
-        let server = Running::logging(self.site.command(&["serve"]));
+        let server = Running::logging(credited(self.site.command(&["serve"])));
         self.admin = Some(admin(&server));
         self.server = Some(server);
     }
