@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 
 use aws_config::Region;
+use aws_sdk_kms::types::GrantListEntry;
 use aws_sdk_kms::types::KeyUsageType;
 use keybroker::kms::Arn;
 use keybroker::kms::aws::Aws;
@@ -80,10 +81,8 @@ impl Moto {
 
     /// Makes a symmetric key in `region`.
     pub async fn key(&self, region: &str) -> Arn {
-        let plan = aws_sdk_kms::config::Builder::from(&sdk_config(BROKER))
-            .region(Region::new(region.to_owned()))
-            .endpoint_url(&self.endpoint);
-        let answer = aws_sdk_kms::Client::from_conf(plan.build())
+        let answer = self
+            .client(region)
             .create_key()
             // Left out, it would be null in the key's description, which AWS's never is.
             .key_usage(KeyUsageType::EncryptDecrypt)
@@ -92,6 +91,21 @@ impl Moto {
             .expect("a new key");
         let key = answer.key_metadata().and_then(|key| key.arn());
         key.expect("an ARN").parse().expect("a valid ARN")
+    }
+
+    /// The living grants of `key`.
+    pub async fn grants(&self, key: &Arn) -> Vec<GrantListEntry> {
+        let listing = self.client(key.region()).list_grants().key_id(key.as_str());
+        let answer = listing.send().await.expect("a list");
+        answer.grants.unwrap_or_default()
+    }
+
+    /// A client of nobody's but the tests'.
+    fn client(&self, region: &str) -> aws_sdk_kms::Client {
+        let plan = aws_sdk_kms::config::Builder::from(&sdk_config(BROKER))
+            .region(Region::new(region.to_owned()))
+            .endpoint_url(&self.endpoint);
+        aws_sdk_kms::Client::from_conf(plan.build())
     }
 }
 

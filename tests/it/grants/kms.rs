@@ -2,6 +2,7 @@
 
 mod ending;
 mod making;
+mod moto;
 mod orphans;
 mod records;
 mod turns;
