@@ -28,6 +28,7 @@ mod grant;
 mod healthcheck;
 mod keyring;
 mod keys;
+mod kms_grant;
 mod serve;
 mod stored;
 mod tenant;
@@ -102,6 +103,9 @@ enum Command {
     /// Shows keys that a broker lets you use or manage.
     #[command(subcommand)]
     Keys(keys::Command),
+    /// Makes, lists and ends grants of AWS KMS itself, for IAM principals that call KMS.
+    #[command(subcommand)]
+    KmsGrant(kms_grant::Command),
     /// Serves until SIGTERM; reloads on SIGHUP and when its files change.
     Serve(serve::Args),
     /// Suspends tenants, resumes them, and drops their data keys.
@@ -177,6 +181,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Healthcheck(args) => healthcheck::run(&args).await,
         Command::Keyring(command) => keyring::run(command),
         Command::Keys(command) => keys::run(command).await,
+        Command::KmsGrant(command) => kms_grant::run(command).await,
         Command::Serve(args) => serve::run(&args).await,
         Command::Tenant(command) => tenant::run(command).await,
     }

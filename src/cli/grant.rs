@@ -278,7 +278,7 @@ pub(super) fn operation(text: &str) -> Result<Operation, String> {
 }
 
 /// Whole seconds.
-fn span(text: &str) -> Result<u32, String> {
+pub(super) fn span(text: &str) -> Result<u32, String> {
     let span: SignedDuration = text
         .parse()
         .map_err(|_| "not a time like 90s, 15m or 1h".to_owned())?;

@@ -4,6 +4,7 @@
 mod address;
 mod admin;
 mod grants;
+mod kms_grants;
 mod route;
 
 use std::error::Error as StdError;
@@ -39,6 +40,8 @@ pub use admin::Verdict;
 pub use grants::Grant;
 pub use grants::Which;
 pub use grants::Wish;
+pub use kms_grants::KmsGrant;
+pub use kms_grants::KmsWish;
 
 use crate::broker::Binding;
 use crate::grpc::MAX_MESSAGE;

@@ -205,12 +205,15 @@ impl Client {
         Ok((read(renewed.grant), renewed.grant_token))
     }
 
-    async fn about_grants<T>(
+    pub(super) fn grants(&self) -> GrantServiceClient<Channel> {
+        GrantServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    pub(super) async fn about_grants<T>(
         &self,
         attempt: impl AsyncFn(&mut GrantServiceClient<Channel>) -> Result<Response<T>, Status>,
     ) -> Result<T, Error> {
-        let service =
-            GrantServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
+        let service = self.grants();
         self.again(async || attempt(&mut service.clone()).await)
             .await
     }
@@ -218,22 +221,27 @@ impl Client {
 
 fn read(grant: Option<pb::Grant>) -> Grant {
     let grant = grant.unwrap_or_default();
-    let operation = |number: i32| match GrantOperation::try_from(number) {
-        Ok(known) => label(known.as_str_name()),
-        Err(_) => number.to_string(),
-    };
-    let expires = grant
-        .expire_time
-        .and_then(|time| Timestamp::new(time.seconds, time.nanos).ok());
     Grant {
         id: grant.id,
         key: grant.key,
         grantee: grant.grantee_principal,
         issuer: grant.issuing_principal,
         operations: grant.operations.into_iter().map(operation).collect(),
-        expires,
+        expires: grant.expire_time.and_then(time),
         name: grant.name,
     }
+}
+
+/// An operation's name; of one that we don't know the number.
+pub(super) fn operation(number: i32) -> String {
+    match GrantOperation::try_from(number) {
+        Ok(known) => label(known.as_str_name()),
+        Err(_) => number.to_string(),
+    }
+}
+
+pub(super) fn time(time: prost_types::Timestamp) -> Option<Timestamp> {
+    Timestamp::new(time.seconds, time.nanos).ok()
 }
 
 /// `GRANT_OPERATION_RE_ENCRYPT_TO` as `ReEncryptTo`.

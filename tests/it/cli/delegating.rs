@@ -1,6 +1,6 @@
 //! Grants of AWS KMS by the command line, and over the end of the server that made them.
 
-
+mod command;
 mod replicas;
 
 use std::fs;
