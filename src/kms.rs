@@ -23,6 +23,7 @@ pub use delegation::IamPrincipal;
 pub use delegation::Made;
 pub use delegation::MalformedIamPrincipal;
 pub use delegation::Matching;
+pub use delegation::Named;
 pub use delegation::Revoked;
 pub use delegation::Undelegated;
 pub use demand::Demand;

@@ -312,6 +312,11 @@ impl Metrics {
         self.0.values.kms_grants_overdue.store(grants, Relaxed);
     }
 
+    /// Sets how many grants of KMS have a name of the store's, and no row there.
+    pub fn stray_kms_grants(&self, grants: u64) {
+        self.0.values.kms_grants_stray.store(grants, Relaxed);
+    }
+
     /// Counts a grant of KMS that could not be ended when it was due.
     pub fn kms_grant_failed(&self) {
         self.0.values.kms_grant_failures.fetch_add(1, Relaxed);

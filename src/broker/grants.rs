@@ -8,6 +8,7 @@ mod due;
 mod kms;
 mod known;
 mod listing;
+mod strays;
 mod words;
 
 use std::num::NonZeroU32;

@@ -20,6 +20,7 @@ use crate::kms::Error;
 use crate::kms::KeyRef;
 use crate::kms::Kms;
 use crate::kms::Made;
+use crate::kms::Named;
 use crate::kms::Revoked;
 use crate::kms::Undelegated;
 use crate::kms::Unwrapped;
@@ -103,8 +104,8 @@ impl Delegation for Backends {
         self.aws.revoke_grant(key, id).await
     }
 
-    async fn grants_named(&self, key: &Arn, name: &str) -> Result<Vec<String>, Error> {
-        self.aws.grants_named(key, name).await
+    async fn grants_named(&self, key: &Arn, prefix: &str) -> Result<Vec<Named>, Error> {
+        self.aws.grants_named(key, prefix).await
     }
 }
 

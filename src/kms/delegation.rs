@@ -32,11 +32,11 @@ pub trait Delegation: Send + Sync + 'static {
     /// [`Error`].
     async fn revoke_grant(&self, key: &Arn, id: &str) -> Result<Revoked, Error>;
 
-    /// The ids of the grants of `key` with this name.
+    /// The grants of `key` whose names begin with `prefix`.
     ///
     /// # Errors
     /// [`Error`].
-    async fn grants_named(&self, key: &Arn, name: &str) -> Result<Vec<String>, Error>;
+    async fn grants_named(&self, key: &Arn, prefix: &str) -> Result<Vec<Named>, Error>;
 }
 
 /// What a grant is to be.
@@ -70,6 +70,15 @@ pub struct Made {
     pub token: String,
     /// The service's name for this call, for the audit record.
     pub request_id: Option<String>,
+}
+
+/// A grant in a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
 }
 
 /// A grant that there is no more.

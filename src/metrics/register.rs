@@ -191,6 +191,13 @@ pub(super) fn register(meter: &Meter, values: &Arc<Values>) {
         }))
         .build();
     meter
+        .u64_observable_gauge("keybroker_kms_grants_stray")
+        .with_description("Grants of AWS KMS that the store has named and does not know.")
+        .with_callback(reading(values, |values, instrument| {
+            instrument.observe(values.kms_grants_stray.load(Relaxed), &[]);
+        }))
+        .build();
+    meter
         .u64_observable_counter("keybroker_kms_grant_failures")
         .with_description("Times that a grant of AWS KMS could not be ended when it was due.")
         .with_callback(reading(values, |values, instrument| {

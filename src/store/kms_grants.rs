@@ -6,6 +6,7 @@ mod row;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use uuid::Uuid;
 
 use crate::crypto::random::jittered;
 use crate::grants::Id;
@@ -35,8 +36,8 @@ pub struct Due {
 }
 
 impl Store {
-    /// Writes down that a grant is about to be made; `id`, key and all else are `grant`'s, its times
-    /// the store's: it lives for `lifetime`. Unless [`Store::complete_kms_grant`] follows within
+    /// Writes down that a grant is about to be made; `id`, key and all else are `grant`'s, its name
+    /// and its times the store's: it lives for `lifetime`. Unless [`Store::complete_kms_grant`] follows within
     /// [`PATIENCE`], it is due.
     ///
     /// # Errors
@@ -50,7 +51,12 @@ impl Store {
             self.prepare().await?;
             let mut lease = self.writing.take().await?;
             let now = lease.now().await?;
+            let origin = Uuid::new_v4().simple().to_string();
+            lease.run(ORIGINATE, &[Value::Text(&origin)]).await?;
+            let row = lease.row(ORIGIN, &[]).await?.ok_or(DAMAGED)?;
+            let prefix = prefix(&row.text(0)?.ok_or(DAMAGED)?);
             let grant = KmsGrant {
+                name: format!("{prefix}{}", grant.id),
                 created: now,
                 expires: later(now, lifetime),
                 ..grant
@@ -67,6 +73,7 @@ impl Store {
                 moment(now),
                 moment(grant.expires),
                 moment(later(now, PATIENCE)),
+                Value::Text(&grant.name),
             ];
             lease.run(INSERT, &values).await?;
             lease.give_back();
@@ -268,6 +275,40 @@ impl Store {
         .await
     }
 
+    /// What the names in KMS of this store's grants begin with, and of its copies'; none before the
+    /// first grant.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn kms_grants_prefix(&self) -> Result<Option<String>, Error> {
+        within(async {
+            let mut lease = self.reader().await?;
+            let row = lease.row(ORIGIN, &[]).await?;
+            lease.give_back();
+            let origin = row.map(|row| row.text(0)?.ok_or(DAMAGED)).transpose()?;
+            Ok(origin.map(|origin| prefix(&origin)))
+        })
+        .await
+    }
+
+    /// Whether there is a grant of this `name` in KMS, or was less than a day ago.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn knows_kms_grant(&self, name: &str) -> Result<bool, Error> {
+        // By the id, which has an index.
+        let id = name.rsplit('-').next().unwrap_or_default();
+        within(async {
+            let mut lease = self.reader().await?;
+            let values = [Value::Text(id), Value::Text(name)];
+            let row = lease.row(KNOWN, &values).await?;
+            let count = row.ok_or(DAMAGED)?.number(0)?;
+            lease.give_back();
+            Ok(count > 0)
+        })
+        .await
+    }
+
     /// Forgets grants that were over a day ago.
     ///
     /// # Errors
@@ -298,6 +339,10 @@ impl Store {
     }
 }
 
+fn prefix(origin: &str) -> String {
+    format!("keybroker-{origin}-")
+}
+
 fn moment(time: Timestamp) -> Value<'static> {
     Value::Number(u64::try_from(time.as_millisecond()).unwrap_or_default())
 }
@@ -312,8 +357,11 @@ fn limit(most: usize) -> Value<'static> {
 
 const INSERT: &str = "
     INSERT INTO kms_grants (id, tenant, key_id, arn, grantee, operations, creator, created,
-        expires, kms_id, due, retry, over, ending)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, '', $10, 0, 0, '')";
+        expires, kms_id, due, retry, over, ending, name)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, '', $10, 0, 0, '', $11)";
+const ORIGINATE: &str = "INSERT INTO kms_grants_origin VALUES (1, $1) ON CONFLICT DO NOTHING";
+const ORIGIN: &str = "SELECT origin FROM kms_grants_origin";
+const KNOWN: &str = "SELECT count(*) FROM kms_grants WHERE id = $1 AND name = $2";
 // What is to end already still is.
 const COMPLETE: &str = "
     UPDATE kms_grants SET kms_id = $2, due = CASE WHEN due <= $3 THEN due ELSE expires END

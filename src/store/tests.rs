@@ -391,6 +391,7 @@ async fn tables_of_an_older_version_become_those_of_this_one() {
         "ALTER TABLE tenants DROP COLUMN suspended; ALTER TABLE tenants DROP COLUMN purged;
          DROP TABLE grants; DROP TABLE replicas;
          DROP TABLE kms_grants; DROP TABLE kms_grants_turn;
+         DROP TABLE kms_grants_origin;
          UPDATE schema_version SET version = 1",
     )
     .await;

@@ -114,7 +114,10 @@ impl Round<'_> {
     async fn end(&self, grant: &KmsGrant) -> Result<(), Unended> {
         let found = match &grant.kms_id {
             Some(id) => vec![id.clone()],
-            None => self.kms.grants_named(&grant.arn, &grant.name()).await?,
+            None => {
+                let found = self.kms.grants_named(&grant.arn, &grant.name).await?;
+                found.into_iter().map(|one| one.id).collect()
+            }
         };
         for id in &found {
             self.revoke(grant, id).await?;

@@ -94,6 +94,7 @@ impl Call<'_> {
         let store = &self.broker.grants.store;
         let wanted = KmsGrant {
             id: Id::random().map_err(|error| no_randomness(&error))?,
+            name: String::new(),
             key: name,
             arn,
             grantee: creation.grantee,
@@ -110,7 +111,7 @@ impl Call<'_> {
         let operations: Vec<&'static str> =
             grant.operations.iter().map(|one| one.label()).collect();
         let delegated = Delegated {
-            name: &grant.name(),
+            name: &grant.name,
             grantee: &grant.grantee,
             operations: &operations,
             matching,

@@ -48,7 +48,7 @@ pub(super) fn name_kms_grant(record: &mut audit::Record, grant: &KmsGrant, kms_i
     }];
     record.kms_grant = Some(Box::new(audit::KmsGrant {
         id: kms_id.to_owned(),
-        name: grant.name(),
+        name: grant.name.clone(),
         grantee_principal: grant.grantee.to_string(),
         issuing_principal: grant.creator.to_string(),
         ending: None,

@@ -144,11 +144,13 @@ impl Follower {
         // Ends with this. Aside: how long it takes is up to how many grants there are.
         let mut loading = JoinSet::new();
         loading.spawn(Arc::clone(&self).load());
+        let holder = Uuid::new_v4().to_string();
         tokio::select! {
             never = self.store.listen() => never,
             never = self.poll() => never,
             never = self.forget() => never,
-            never = self.end_kms_grants(&audit) => never,
+            never = self.end_kms_grants(&holder, &audit) => never,
+            never = self.tell_of_strays(&holder) => never,
         }
     }
 
@@ -179,13 +181,28 @@ impl Follower {
     }
 
     /// Ends grants of KMS that are due.
-    async fn end_kms_grants(&self, audit: &Arc<Audit>) -> Infallible {
-        let holder = Uuid::new_v4().to_string();
+    async fn end_kms_grants(&self, holder: &str, audit: &Arc<Audit>) -> Infallible {
         loop {
             sleep(END_KMS_GRANTS).await;
-            if let Err(error) = self.broker.end_due_kms_grants(&holder, audit).await {
+            if let Err(error) = self.broker.end_due_kms_grants(holder, audit).await {
                 tracing::warn!(error = chain(&error), "grants of KMS wait for the store");
             }
+        }
+    }
+
+    /// Tells of grants of KMS that nobody would end.
+    async fn tell_of_strays(&self, holder: &str) -> Infallible {
+        sleep(FIRST_LOOK).await;
+        loop {
+            let pause = match self.broker.tell_of_stray_kms_grants(holder).await {
+                Ok(true) => LOOK,
+                Ok(false) => NEXT_LOOK,
+                Err(error) => {
+                    tracing::warn!(error = chain(&error), "no look at grants of KMS");
+                    NEXT_LOOK
+                }
+            };
+            sleep(pause).await;
         }
     }
 
@@ -316,6 +333,13 @@ impl Follower {
 
 /// Between two looks at grants of KMS that are due.
 const END_KMS_GRANTS: Duration = Duration::from_secs(1);
+/// Until the first look for grants of KMS that the store does not know: it may just have been
+/// restored.
+const FIRST_LOOK: Duration = Duration::from_secs(2);
+/// Between two of them.
+const LOOK: Duration = Duration::from_secs(6 * 3600);
+/// After one that was another's, or the store's fault.
+const NEXT_LOOK: Duration = Duration::from_secs(10);
 /// Between two looks at what is over.
 const FORGET: Duration = Duration::from_secs(3600);
 const LOST: &str = "the store is out of reach, or takes no changes: tenants stay as they were last \

@@ -12,6 +12,7 @@ use crate::kms::Delegation;
 use crate::kms::Error;
 use crate::kms::Made;
 use crate::kms::Matching;
+use crate::kms::Named;
 use crate::kms::Revoked;
 use crate::kms::Undelegated;
 use crate::kms::aws::Aws;
@@ -82,16 +83,21 @@ impl Delegation for Aws {
         }
     }
 
-    async fn grants_named(&self, key: &Arn, name: &str) -> Result<Vec<String>, Error> {
+    async fn grants_named(&self, key: &Arn, prefix: &str) -> Result<Vec<Named>, Error> {
         let client = self.client(key);
         let (mut found, mut marker) = (Vec::new(), None);
         for _ in 0..MAX_PAGES {
             let call = client.list_grants().key_id(key.as_str()).limit(PAGE);
             let page = call.set_marker(marker).send().await;
             let page = page.map_err(|error| failure(error, &EncryptionContext::default()))?;
-            let named = page.grants().iter().filter(|one| one.name() == Some(name));
-            let ids = named.filter_map(|one| one.grant_id());
-            found.extend(ids.filter(|id| is_sound(id, MAX_ID)).map(str::to_owned));
+            found.extend(page.grants().iter().filter_map(|one| {
+                let id = one.grant_id().filter(|id| is_sound(id, MAX_ID))?;
+                let name = one.name().filter(|name| name.starts_with(prefix))?;
+                is_sound(name, MAX_NAME).then(|| Named {
+                    id: id.to_owned(),
+                    name: name.to_owned(),
+                })
+            }));
             marker = page.next_marker;
             if !page.truncated || marker.is_none() {
                 return Ok(found);
@@ -107,6 +113,8 @@ fn is_sound(text: &str, longest: usize) -> bool {
 
 /// Longest id of a grant.
 const MAX_ID: usize = 128;
+/// Longest name.
+const MAX_NAME: usize = 256;
 /// Longest token.
 const MAX_TOKEN: usize = 8192;
 /// Grants on a page, which stay within what is read of an answer whatever their constraints.

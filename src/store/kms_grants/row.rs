@@ -14,8 +14,10 @@ use crate::store::engine::Row;
 /// A grant of AWS KMS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KmsGrant {
-    /// Its id here, and with a prefix its name in KMS.
+    /// Its id here.
     pub id: Id,
+    /// Its name in KMS: `keybroker-`, what stands for the store, `-` and the id.
+    pub name: String,
     /// The key.
     pub key: KeyName,
     /// The KMS key.
@@ -37,11 +39,6 @@ pub struct KmsGrant {
 }
 
 impl KmsGrant {
-    /// Its name in KMS.
-    pub fn name(&self) -> String {
-        format!("keybroker-{}", self.id)
-    }
-
     /// Why it is to end, if it is at `now`.
     pub fn cause(&self, now: Timestamp) -> Ending {
         match self.ending {
@@ -111,6 +108,7 @@ pub(super) fn read(row: &Row) -> Result<KmsGrant, Error> {
         expires: time(row.number(8)?)?,
         kms_id: (!kms_id.is_empty()).then_some(kms_id),
         ending: Ending::read(&text(10)?)?,
+        name: text(11)?,
     })
 }
 
@@ -133,7 +131,7 @@ macro_rules! select {
     ($rest:literal) => {
         concat!(
             "SELECT id, tenant, key_id, arn, grantee, operations, creator, created, expires, ",
-            "kms_id, ending FROM kms_grants WHERE ",
+            "kms_id, ending, name FROM kms_grants WHERE ",
             $rest
         )
     };

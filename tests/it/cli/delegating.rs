@@ -162,3 +162,47 @@ async fn an_end_that_a_kill_kept_from_the_trail_is_on_record_after_the_start() {
         (&"expired".into(), &true.into())
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_restored_store_does_not_know_is_told_of_and_the_rest_ends_as_ever() {
+    let kms = FakeKms::start().await;
+    let arn = kms.key("eu-west-1");
+    let house = house(&kms, &arn);
+    let admin = house.authority.client(ADMIN);
+    let server = house.serve();
+    let mut grants = house.connect_as(&server, &admin).await.grants();
+    let known = grants.create_kms_grant(wish(900)).await.unwrap();
+    let known = known.into_inner().grant.unwrap();
+    assert_eq!(server.stop(), Some(0));
+    let backup = house.site.path("backup.db");
+    sql(&house.site, &format!("VACUUM INTO '{}'", backup.display()));
+
+    let server = house.serve();
+    let mut grants = house.connect_as(&server, &admin).await.grants();
+    let made = grants.create_kms_grant(wish(900)).await.unwrap();
+    let stray = made.into_inner().grant.unwrap().kms_grant_id;
+    assert_eq!(server.stop(), Some(0));
+    for rest in ["store.db-wal", "store.db-shm"] {
+        // It may be there.
+        let _ = fs::remove_file(house.site.path(rest));
+    }
+    // Into the file that is there, which nobody else can read.
+    fs::write(house.site.path("store.db"), fs::read(backup).unwrap()).unwrap();
+    sql(&house.site, NOBODYS_TURN);
+
+    let server = house.serve();
+    let mut grants = house.connect_as(&server, &admin).await.grants();
+    let line = server.await_line("that this store has named, and does not know");
+    assert!(line.contains(&stray), "{line}");
+    let revoke = pb::RevokeKmsGrantRequest {
+        key: "keys/orders".into(),
+        grant_id: known.id,
+    };
+    grants.revoke_kms_grant(revoke).await.unwrap();
+    assert_eq!(server.stop(), Some(0));
+    let left = kms.grants(&arn);
+    assert_eq!(
+        left.iter().map(|one| &*one.id).collect::<Vec<_>>(),
+        [&*stray]
+    );
+}

@@ -5,6 +5,7 @@ mod making;
 mod moto;
 mod orphans;
 mod records;
+mod strays;
 mod turns;
 
 use std::path::Path;
@@ -96,6 +97,7 @@ async fn ended(broker: &Broker, fake: &FakeKms, key: &Arn) {
 fn intention(key: &Arn) -> KmsGrant {
     KmsGrant {
         id: Id::random().unwrap(),
+        name: String::new(),
         key: keybroker::name::KeyName::parse(ORDERS, &"acme".parse().unwrap()).unwrap(),
         arn: key.clone(),
         grantee: ROLE.parse().unwrap(),

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use keybroker::store::kms_grants::KmsGrant;
 use serde_json::json;
 
 use super::beside;
@@ -45,7 +44,7 @@ async fn a_grant_that_its_maker_never_heard_of_is_found_by_name_and_ended() {
         .collect();
     let name = keybroker::name::KeyName::parse(ORDERS, &"acme".parse().unwrap()).unwrap();
     let known = store.kms_grants_of_key(&name, None, 100).await.unwrap();
-    let known: BTreeSet<String> = known.iter().map(KmsGrant::name).collect();
+    let known: BTreeSet<String> = known.into_iter().map(|one| one.name).collect();
     let lost: Vec<&String> = names.difference(&known).collect();
     let [lost] = lost[..] else { panic!("{lost:?}") };
     meddle(
