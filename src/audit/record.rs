@@ -116,7 +116,7 @@ pub struct KmsGrant {
     /// Who made it.
     pub issuing_principal: String,
     /// Why it has ended, where it has: `expired`, `orphaned` (whoever made it never heard that it
-    /// was made), `removed` (its key), `revoked` or `suspended` (its tenant).
+    /// was made), `removed` (its key or tenant), `revoked` or `suspended` (its tenant).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ending: Option<&'static str>,
     /// Whether KMS had it no more when it was to end.

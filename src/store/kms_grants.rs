@@ -208,11 +208,24 @@ impl Store {
     /// # Errors
     /// [`Error`].
     pub async fn keys_with_kms_grants(&self) -> Result<Vec<KeyName>, Error> {
+        self.keys(KEYS).await
+    }
+
+    /// Those of them whose tenants were removed. To a broker such a tenant looks like one that it has
+    /// not heard of yet; the store knows.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn removed_keys_with_kms_grants(&self) -> Result<Vec<KeyName>, Error> {
+        self.keys(REMOVED_KEYS).await
+    }
+
+    async fn keys(&self, statement: &'static str) -> Result<Vec<KeyName>, Error> {
         within(async {
             let mut lease = self.reader().await?;
             let mut keys = Vec::new();
             lease
-                .each(KEYS, &[], |row| {
+                .each(statement, &[], |row| {
                     keys.extend(key(&row, 0).ok());
                     Ok(())
                 })
@@ -382,6 +395,10 @@ const TAKE: &str = "
 const OVERDUE: &str = "SELECT count(*) FROM kms_grants WHERE over = 0 AND due <= $1";
 const DUE: &str = select!("over = 0 AND due <= $1 AND retry <= $1 ORDER BY due, id LIMIT $2");
 const KEYS: &str = "SELECT DISTINCT tenant, key_id FROM kms_grants WHERE over = 0";
+const REMOVED_KEYS: &str = "
+    SELECT DISTINCT tenant, key_id FROM kms_grants
+    WHERE over = 0 AND EXISTS
+        (SELECT 1 FROM tenants WHERE tenants.id = kms_grants.tenant AND document IS NULL)";
 const LIST: &str = select!(
     "tenant = $1 AND key_id = $2 AND id > $3 AND over = 0 AND kms_id <> '' ORDER BY id LIMIT $4"
 );

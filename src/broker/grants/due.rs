@@ -18,10 +18,12 @@ use crate::kms;
 use crate::kms::Delegation;
 use crate::store;
 use crate::store::Store;
+use crate::store::kms_grants::Ending;
 use crate::store::kms_grants::KmsGrant;
 
 impl Broker {
-    /// Ends grants of KMS that are due, and those of keys whose tenant is suspended: once a second.
+    /// Ends grants of KMS that are due, and those of keys that are gone or whose tenant is suspended:
+    /// once a second.
     /// Each that ends has a record in `audit`, `EndKmsGrant`. Does nothing while another broker than
     /// `holder` of the same store has the turn.
     ///
@@ -42,6 +44,9 @@ impl Broker {
                 return Ok(());
             }
         };
+        for key in store.removed_keys_with_kms_grants().await? {
+            store.end_kms_grants(&key, Ending::Removed).await?;
+        }
         for key in store.keys_with_kms_grants().await? {
             if let Some(ending) = withdrawal(self.policy().directory(), &key) {
                 store.end_kms_grants(&key, ending).await?;

@@ -56,7 +56,7 @@ pub enum Ending {
     Expired,
     /// Whoever made it has not heard of KMS in time whether there is one.
     Orphaned,
-    /// Its key is there no more.
+    /// Its key is there no more, or its key's tenant.
     Removed,
     /// An administrator of its key has said so.
     Revoked,

@@ -1,10 +1,16 @@
 //! The end of grants that are due.
 
+use std::path::Path;
+
+use keybroker::directory::Directory;
 use keybroker::directory::Standing;
 use keybroker::grpc::pb;
+use keybroker::store::Absent;
 
+use super::beside;
 use super::create;
 use super::ended;
+use super::records::ends;
 use super::start;
 use super::tenants;
 use super::wish;
@@ -49,6 +55,29 @@ async fn suspension_ends_the_grants_of_a_tenant() {
     broker.stand(&tenants(&key), "acme", Standing::Suspended);
     broker.end_due_kms_grants("one").await;
     assert!(fake.grants(&key).is_empty());
+}
+
+#[tokio::test]
+async fn the_removal_of_a_tenant_ends_its_grants() {
+    let fake = FakeKms::start().await;
+    let key = fake.key("eu-west-1");
+    let broker = start(&fake, &key).await;
+    let store = beside(&broker);
+    let documents = |text: &str| {
+        let path = Path::new("tenants.toml");
+        Directory::parse_with_documents(text, path).unwrap().1
+    };
+    let all = documents(&tenants(&key));
+    store.apply(&all, Absent::Remove).await.unwrap();
+    create(&broker, wish()).await;
+    broker.end_due_kms_grants("one").await;
+    assert_eq!(fake.grants(&key).len(), 1);
+    let none = documents("");
+    store.apply(&none, Absent::Remove).await.unwrap();
+    broker.end_due_kms_grants("one").await;
+    assert!(fake.grants(&key).is_empty());
+    let named = &ends(&broker)[0]["additionalEventData"]["kmsGrant"];
+    assert_eq!(named["ending"], "removed");
 }
 
 #[tokio::test]
