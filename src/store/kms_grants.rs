@@ -120,17 +120,24 @@ impl Store {
         Ok(done.await? == 1)
     }
 
-    /// Has all living grants of `key` be due now, because of `ending`.
+    /// Has the living grants of `key` that were made at least `age` ago be due now, because of
+    /// `ending`.
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn end_kms_grants(&self, key: &KeyName, ending: Ending) -> Result<(), Error> {
+    pub async fn end_kms_grants(
+        &self,
+        key: &KeyName,
+        ending: Ending,
+        age: Duration,
+    ) -> Result<(), Error> {
         let done = self.kms_grants(END_ALL, |now| {
             vec![
                 Value::Text(key.tenant.as_str()),
                 Value::Text(key.key.as_str()),
                 moment(now),
                 Value::Text(ending.label()),
+                moment(now.saturating_sub(age).unwrap_or(Timestamp::MIN)),
             ]
         });
         done.await.map(drop)
@@ -387,7 +394,7 @@ const END: &str = "
     WHERE tenant = $1 AND key_id = $2 AND id = $3 AND over = 0";
 const END_ALL: &str = "
     UPDATE kms_grants SET due = $3, ending = $4
-    WHERE tenant = $1 AND key_id = $2 AND over = 0 AND due > $3";
+    WHERE tenant = $1 AND key_id = $2 AND over = 0 AND due > $3 AND created <= $5";
 const OVER: &str = "UPDATE kms_grants SET over = 1 WHERE id = $1";
 const POSTPONE: &str = "UPDATE kms_grants SET retry = $2 WHERE id = $1";
 const TAKE: &str = "

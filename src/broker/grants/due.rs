@@ -45,11 +45,12 @@ impl Broker {
             }
         };
         for key in store.removed_keys_with_kms_grants().await? {
-            store.end_kms_grants(&key, Ending::Removed).await?;
+            let removed = store.end_kms_grants(&key, Ending::Removed, Duration::ZERO);
+            removed.await?;
         }
         for key in store.keys_with_kms_grants().await? {
-            if let Some(ending) = withdrawal(self.policy().directory(), &key) {
-                store.end_kms_grants(&key, ending).await?;
+            if let Some((ending, age)) = withdrawal(self.policy().directory(), &key) {
+                store.end_kms_grants(&key, ending, age).await?;
             }
         }
         let due = store.due_kms_grants(A_ROUND).await?;

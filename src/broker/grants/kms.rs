@@ -305,15 +305,19 @@ fn said(creation: &KmsCreation) -> audit::Terms {
     }
 }
 
-/// Why the grants of KMS of the key `name` are to end, if they are to end with it.
-pub(super) fn withdrawal(directory: &Directory, name: &KeyName) -> Option<Ending> {
+/// Why the grants of KMS of the key `name` are to end, if they are to end with it, and how old they
+/// are at least.
+pub(super) fn withdrawal(directory: &Directory, name: &KeyName) -> Option<(Ending, Duration)> {
     // A tenant that is not known may not be known yet.
     match directory.tenant(&name.tenant)?.standing() {
-        Standing::Suspended => Some(Ending::Suspended),
-        Standing::Active if directory.key(name).is_none() => Some(Ending::Removed),
+        Standing::Suspended => Some((Ending::Suspended, Duration::ZERO)),
+        Standing::Active if directory.key(name).is_none() => Some((Ending::Removed, HEARSAY)),
         Standing::Active => None,
     }
 }
 
+/// How long a key may be known to the broker that makes a grant of it, and not here yet: more than
+/// ten times as long as word of it takes.
+const HEARSAY: Duration = Duration::from_secs(10);
 /// How long a revocation has before others see to what it has begun: longer than KMS takes.
 const HEAD_START: Duration = Duration::from_secs(5);

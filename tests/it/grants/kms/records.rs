@@ -12,6 +12,7 @@ use super::ROLE;
 use super::beside;
 use super::create;
 use super::ended;
+use super::meddle;
 use super::start;
 use super::tenants;
 use super::wish;
@@ -105,6 +106,13 @@ async fn the_record_says_why_a_grant_has_ended() {
     let grant = create(&broker, wish()).await;
     let without = tenants.replacen("id = \"orders\"", "id = \"bills\"", 1);
     broker.stand(&without, "acme", Standing::Active);
+    broker.end_due_kms_grants("one").await;
+    assert_eq!(
+        fake.grants(&key).len(),
+        1,
+        "its maker may have heard of the key before this one"
+    );
+    meddle(broker.folder(), "UPDATE kms_grants SET created = 1").await;
     ended(&broker, &fake, &key).await;
     expected.push((grant.id, "removed".to_owned()));
 

@@ -111,7 +111,10 @@ async fn postgresql_has_each_ended_by_one() {
             .unwrap()
             .is_some()
     );
-    one.end_kms_grants(&lives.key, Ending::Suspended)
+    one.end_kms_grants(&lives.key, Ending::Removed, hour)
+        .await
+        .unwrap();
+    one.end_kms_grants(&lives.key, Ending::Suspended, Duration::ZERO)
         .await
         .unwrap();
     let due = other.due_kms_grants(10).await.unwrap();
