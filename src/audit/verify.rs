@@ -6,7 +6,8 @@
 //!
 //! A chain is signed by the key of its process. Where keys are given, one of them must be that one,
 //! or have countersigned a record of the chain, whose first one names it; or so must the chain of
-//! the process that came next, whose first record is about the end of this one.
+//! the process that came next, whose first record is about the end of this one. What stands behind
+//! the last record that is vouched for so, whoever has the key of the process could have written.
 
 mod report;
 mod run;
@@ -20,7 +21,6 @@ pub use report::Trust;
 pub use report::Verdict;
 
 use std::collections::HashMap;
-use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::io::BufRead;
@@ -50,6 +50,9 @@ pub struct Known {
     pub expected: Vec<(u64, Hash)>,
     /// Where the files begin.
     pub beginning: Beginning,
+    /// How many records at the end of a chain may be such that no given key vouches for them; none
+    /// for "any number".
+    pub most_unvouched: Option<u64>,
 }
 
 /// Where a set of files begins.
@@ -192,7 +195,7 @@ impl Verifier {
     pub fn report(mut self) -> Report {
         let vouched = self.vouched();
         if self.broken.is_none() {
-            self.broken = self.foreign(&vouched).or_else(|| {
+            self.broken = self.unproved(&vouched).or_else(|| {
                 let (seq, hash) = *self.known.expected.first()?;
                 Some(Broken {
                     file: None,
@@ -205,14 +208,18 @@ impl Verifier {
         }
         let runs = self.order.iter().filter_map(|instance| {
             let run = self.runs.get(instance)?;
-            let trust = match vouched.contains(instance) {
-                true => Trust::Vouched,
-                false => Trust::Found,
+            let to = vouched.get(instance).copied();
+            let trust = match to {
+                Some(_) => Trust::Vouched,
+                None => Trust::Found,
             };
-            Some(run.stretch(*instance, trust))
+            let given = !self.known.keys.is_empty();
+            Some(run.stretch(*instance, trust, given.then(|| run.behind(to))))
         });
         let chains: Vec<Stretch> = runs.collect();
-        let open = chains.iter().any(|chain| chain.end == End::Open);
+        let open = chains
+            .iter()
+            .any(|chain| chain.end == End::Open || chain.unvouched.is_some_and(|last| last > LAST));
         Report {
             verdict: match (&self.broken, open) {
                 (Some(_), _) => Verdict::Broken,
@@ -306,31 +313,33 @@ impl Verifier {
         }
     }
 
-    /// The chains that a given key vouches for, directly or by the one that comes next.
-    fn vouched(&self) -> HashSet<Uuid> {
-        let mut vouched = HashSet::new();
+    /// The last record of each chain that given keys vouch for, where there is one.
+    fn vouched(&self) -> HashMap<Uuid, u64> {
+        let mut vouched = HashMap::new();
         for instance in self.order.iter().rev() {
-            let Some(run) = self.runs.get(instance) else {
-                continue;
-            };
-            let next = run.confirmed_by();
-            if run.is_vouched() || next.is_some_and(|next| vouched.contains(&next)) {
-                vouched.insert(*instance);
+            let run = self.runs.get(instance);
+            let to = run.and_then(|run| run.vouched_to(|next| vouched.contains_key(next)));
+            if let Some(to) = to {
+                vouched.insert(*instance, to);
             }
         }
         vouched
     }
 
-    /// The first chain that is signed, and that no given key vouches for.
-    fn foreign(&self, vouched: &HashSet<Uuid>) -> Option<Broken> {
+    /// The first chain that given keys do not vouch for as they are to.
+    fn unproved(&self, vouched: &HashMap<Uuid, u64>) -> Option<Broken> {
         if self.known.keys.is_empty() {
             return None;
         }
-        let foreign = self.order.iter().find_map(|instance| {
-            let run = self.runs.get(instance).filter(|run| run.is_signed())?;
-            (!vouched.contains(instance)).then_some((instance, run))
-        });
-        foreign.map(|(instance, run)| run.foreign(*instance))
+        self.order.iter().find_map(|instance| {
+            let run = self.runs.get(instance)?;
+            let to = vouched.get(instance).copied();
+            if to.is_none() && run.is_signed() {
+                return Some(run.broken(*instance, Flaw::Foreign));
+            }
+            let (last, most) = (run.behind(to), self.known.most_unvouched?);
+            (last > most).then(|| run.broken(*instance, Flaw::Unvouched { last, most }))
+        })
     }
 }
 
@@ -390,6 +399,9 @@ struct Event {
 /// Longest line, in bytes: a batch's record names up to 64 keys, and no text in one is longer than a
 /// request's head.
 const LONGEST: usize = 1 << 20;
+/// Most records behind the last countersignature at an orderly end: the one that carries it, the last
+/// one, and some.
+const LAST: u64 = 8;
 /// What is read at once, in bytes.
 const BUFFER: usize = 1 << 20;
 

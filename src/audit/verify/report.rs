@@ -32,7 +32,8 @@ pub enum Verdict {
     /// Something was altered, moved, put in or taken out.
     Broken,
     /// Nothing is missing, but for what may have stood behind the last record of a chain that was not
-    /// ended.
+    /// ended; and nothing was altered, but for what stands behind the last record of a chain that a
+    /// given key vouches for, where that is more than an orderly end leaves.
     Open,
     /// Nothing is missing.
     Whole,
@@ -53,6 +54,9 @@ pub struct Stretch {
     pub end: End,
     /// Records at its end that no signature vouches for.
     pub unsigned: u64,
+    /// Records at its end that no given key vouches for, where keys are given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unvouched: Option<u64>,
     /// Records that stand twice, since their file was moved while they were written.
     pub repeated: u64,
     /// The name of the key that signed; none where nothing here is signed.
@@ -152,6 +156,11 @@ pub(super) enum Flaw {
     Missing { from: u64, to: u64 },
     #[error("the record is out of place: {expected} would be next")]
     Misplaced { expected: u64 },
+    #[error(
+        "the process {instance} has written thousands of records behind {seq}, which this one found to \
+         be its last: either they are forged, or both were writing for long"
+    )]
+    Outrun { instance: Uuid, seq: u64 },
     #[error("the record stands behind the last one of its process")]
     Posthumous,
     #[error("the record {seq} with the hash {hash}, which was expected, is not in these files")]
@@ -160,6 +169,11 @@ pub(super) enum Flaw {
         "the process {instance} had written up to {seq} before this one began, which is missing"
     )]
     Unpreceded { instance: Uuid, seq: u64 },
+    #[error(
+        "no key that was given vouches for the last {last} records of this process, and {most} may be \
+         so at most"
+    )]
+    Unvouched { last: u64, most: u64 },
     #[error("the records of {instance} are not those that stood there when this process began")]
     Replaced { instance: Uuid },
 }

@@ -34,9 +34,10 @@ pub(super) struct Run {
     /// The last signed records, by number: one of them may be countersigned later.
     places: VecDeque<(u64, Hash)>,
     countersigned: Option<Countersigned>,
-    /// Whether a given key has countersigned any of it.
-    vouched: bool,
-    confirmed_by: Option<Uuid>,
+    /// The last record that a given key has countersigned.
+    vouched: Option<u64>,
+    /// The process whose first record is about one of these, and which.
+    confirmed: Option<(Uuid, u64)>,
     /// Where the first record stands.
     file: PathBuf,
     line: u64,
@@ -67,8 +68,8 @@ impl Run {
             trust: Trust::Found,
             places: VecDeque::new(),
             countersigned: None,
-            vouched: false,
-            confirmed_by: None,
+            vouched: None,
+            confirmed: None,
             file: line.path.to_owned(),
             line: line.number,
         }
@@ -147,7 +148,9 @@ impl Run {
         if known != Some(&(seq, hash)) {
             return Err(Flaw::Miscountersigned);
         }
-        self.vouched |= trust == Trust::Given;
+        if trust == Trust::Given {
+            self.vouched = Some(seq);
+        }
         self.countersigned = Some(Countersigned {
             last: seq,
             behind: 0,
@@ -177,11 +180,13 @@ impl Run {
                 // A signed record before it names the key that signs what may follow.
                 let signed = self.places.front();
                 if signed.is_some_and(|(signed, _)| *signed <= seq) {
-                    self.confirmed_by = Some(by);
+                    self.confirmed = Some((by, seq));
                 }
             }
-            // So many later ones: both were writing.
-            None => return Ok(()),
+            // It stands before all that is known.
+            None if seq < self.first => return Ok(()),
+            // Nobody could tell any more whether it is that one.
+            None => return Err(Flaw::Outrun { instance, seq }),
             Some(_) => return Err(Flaw::Replaced { instance }),
         }
         if self.end == End::Open && seq == self.last {
@@ -191,18 +196,15 @@ impl Run {
         Ok(())
     }
 
-    pub(super) fn stretch(&self, instance: Uuid, trust: Trust) -> Stretch {
-        let unsigned = match self.signed {
-            Some(signed) => self.last - signed,
-            None => (self.last - self.first).saturating_add(1),
-        };
+    pub(super) fn stretch(&self, instance: Uuid, trust: Trust, unvouched: Option<u64>) -> Stretch {
         Stretch {
             instance,
             first: self.first,
             last: self.last,
             hash: self.hash,
             end: self.end,
-            unsigned,
+            unsigned: self.behind(self.signed),
+            unvouched,
             repeated: self.repeated,
             key: self.key.map(|key| key.id()),
             trust: self.key.map(|_| match self.trust {
@@ -221,24 +223,32 @@ impl Run {
         self.key.is_some()
     }
 
-    /// Whether a given key has signed or countersigned it.
-    pub(super) fn is_vouched(&self) -> bool {
-        self.vouched || self.trust == Trust::Given
+    /// The last record that given keys vouch for: the process's own, one that has countersigned it, or
+    /// those of the next process if `vouched` for that.
+    pub(super) fn vouched_to(&self, vouched: impl Fn(&Uuid) -> bool) -> Option<u64> {
+        if self.trust == Trust::Given {
+            return self.signed;
+        }
+        let next = self.confirmed.filter(|(next, _)| vouched(next));
+        self.vouched.max(next.map(|(_, seq)| seq))
     }
 
-    /// The process whose first record is about this end.
-    pub(super) fn confirmed_by(&self) -> Option<Uuid> {
-        self.confirmed_by
+    /// How many of these are not among those up to `last`.
+    pub(super) fn behind(&self, last: Option<u64>) -> u64 {
+        match last {
+            Some(last) => self.last - last,
+            None => (self.last - self.first).saturating_add(1),
+        }
     }
 
-    /// That no given key vouches for it.
-    pub(super) fn foreign(&self, instance: Uuid) -> Broken {
+    /// What is wrong with all of it.
+    pub(super) fn broken(&self, instance: Uuid, flaw: Flaw) -> Broken {
         Broken {
             file: Some(self.file.clone()),
             line: Some(self.line),
             instance: Some(instance),
             seq: Some(self.first),
-            what: Flaw::Foreign.to_string(),
+            what: flaw.to_string(),
         }
     }
 

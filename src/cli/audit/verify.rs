@@ -41,6 +41,10 @@ pub(in crate::cli) struct Args {
     /// cannot be proved then.
     #[arg(long)]
     partial: bool,
+    /// The most records at the end of a process's that no given key may vouch for: those behind the
+    /// last countersignature. More of them are no fault otherwise, but an open end.
+    #[arg(long, value_name = "N", requires = "public_key")]
+    most_unvouched: Option<u64>,
     /// How to print what was found.
     #[arg(long, value_enum, default_value = "text")]
     output: Format,
@@ -74,6 +78,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             true => Beginning::Later,
             false => Beginning::First,
         },
+        most_unvouched: args.most_unvouched,
     };
     let report = verify::files(&args.files, known)
         .map_err(|error| Failure::new(Exit::NoInput, chain(&error)))?;
@@ -128,6 +133,7 @@ fn line(chain: &Stretch) -> String {
         hash,
         end,
         unsigned,
+        unvouched,
         repeated,
         key,
         trust,
@@ -141,6 +147,9 @@ fn line(chain: &Stretch) -> String {
     };
     if *unsigned > 0 {
         line += &format!(", the last {unsigned} not signed");
+    }
+    if let Some(last) = unvouched.filter(|last| last > unsigned) {
+        line += &format!(", the last {last} vouched for by no key that was given");
     }
     if *repeated > 0 {
         line += &format!(", {repeated} twice since the file was moved");

@@ -200,6 +200,83 @@ fn a_part_of_a_trail_is_proved_by_a_countersignature_in_it() {
     assert_eq!(part(6).verdict, Verdict::Broken);
 }
 
+/// Of a process that ends in order: 13 is its last record, and 11 is countersigned.
+fn ended(kms: &SigningKey, path: &Path, instance: Uuid) -> Vec<u8> {
+    let mut text = Vec::new();
+    let mut process = Process::of(instance, Key::of_file(path).unwrap(), None);
+    process.write_countersigned(kms, |one| one, &mut text);
+    process.chain.seal(b"\n", &mut text);
+    let one = countersignature(process.chain.last().unwrap(), kms);
+    process.chain.tray().put(one, 0);
+    process.chain.seal(b"\n", &mut text);
+    process.chain.stop(&mut text);
+    text
+}
+
+#[test]
+fn what_was_written_anew_behind_a_countersignature_is_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.key");
+    let (kms, instance) = (SigningKey::random().unwrap(), Uuid::now_v7());
+    let text = ended(&kms, &path, instance);
+    let report = of(&text, only(&kms));
+    assert_eq!((report.verdict, report.broken), (Verdict::Whole, None));
+    assert_eq!(report.chains[0].unvouched, Some(2));
+    let most = |most| Known {
+        most_unvouched: Some(most),
+        ..only(&kms)
+    };
+    assert_eq!(of(&text, most(2)).verdict, Verdict::Whole);
+
+    // Whoever has the key of the process drops all countersignatures but the first.
+    let mut forger = Process::of(instance, Key::of_file(&path).unwrap(), None);
+    let mut forged = Vec::new();
+    forger.write_countersigned(&kms, |one| one, &mut forged);
+    forger.fill(100..120, &mut forged);
+    forger.chain.stop(&mut forged);
+    let report = of(&forged, only(&kms));
+    assert_eq!((report.verdict, report.broken), (Verdict::Open, None));
+    assert_eq!(report.chains[0].end, End::Stopped);
+    assert_eq!(report.chains[0].unvouched, Some(26));
+    assert_eq!(of(&forged, most(26)).verdict, Verdict::Open);
+    let broken = of(&forged, most(25)).broken.unwrap();
+    assert!(broken.what.contains("the last 26"), "{}", broken.what);
+    // Nobody who was given vouches for more than was asked for.
+    assert_eq!(super::report(&forged).chains[0].unvouched, None);
+}
+
+#[test]
+fn no_number_of_records_hides_the_end_that_the_next_process_has_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.key");
+    let (kms, instance) = (SigningKey::random().unwrap(), Uuid::now_v7());
+    let begin = |text: &mut Vec<u8>| {
+        let mut first = Process::of(instance, Key::of_file(&path).unwrap(), None);
+        first.write_countersigned(&kms, |one| one, text);
+        first
+    };
+    let (mut honest, mut after) = (Vec::new(), Vec::new());
+    let mut first = begin(&mut honest);
+    first.fill(0..3, &mut honest);
+    let (mut second, _) = Process::new(first.chain.last());
+    second.write_countersigned(&kms, |one| one, &mut after);
+    let report = of(&[honest, after.clone()].concat(), only(&kms));
+    assert_eq!(report.broken, None);
+    assert_eq!(report.chains[0].end, End::Confirmed);
+    assert_eq!(report.chains[0].unvouched, Some(0));
+
+    for more in [3, 100, 10_000] {
+        let mut forged = Vec::new();
+        let mut forger = begin(&mut forged);
+        forger.fill(500..500 + more, &mut forged);
+        forger.chain.stop(&mut forged);
+        forged.extend_from_slice(&after);
+        let broken = of(&forged, only(&kms)).broken.unwrap();
+        let by = (broken.instance, broken.seq);
+        assert_eq!(by, (Some(second.instance), Some(0)), "{}", broken.what);
+    }
+}
+
 fn countersignature(of: Place, kms: &SigningKey) -> Countersignature {
     Countersignature {
         of,
