@@ -136,7 +136,8 @@ impl Control {
         let rate = passed.units.saturating_mul(1000) / thousandths(lasted, SECOND).max(1);
         self.level = match self.level {
             None => Some(COUNTING),
-            Some(COUNTING) if mean < self.target => None,
+            // A line of next to nothing is not ours: somebody else has the processor.
+            Some(COUNTING) if mean < self.target || rate < FEW => None,
             Some(COUNTING) => {
                 (self.good, self.quiet, self.found) = (0, 0, false);
                 (self.rate, self.best) = (rate, rate);
@@ -152,14 +153,16 @@ impl Control {
                 self.best = self.best.max(self.rate);
                 // Where others have the processor, too, there is a line whatever is refused.
                 let dear = self.rate < self.best * 4 / 5;
-                let target = if dear {
-                    self.target
-                } else {
-                    self.target / PART
+                let (target, least, most) = match dear {
+                    true => (self.target, 20, 20),
+                    false => (self.target / PART, 50, 300),
                 };
-                match mean < target {
-                    true => self.raised(level, passed),
-                    false => Some(self.lowered(level, mean, passed)),
+                if mean < target {
+                    self.raised(level, passed)
+                } else {
+                    // The line is gone by the next look if so much less comes.
+                    let late = thousandths(mean.saturating_sub(self.target), WINDOW);
+                    Some(self.lowered(level, late.clamp(least, most), passed))
                 }
             }
         };
@@ -182,11 +185,11 @@ impl Control {
         })
     }
 
-    fn lowered(&mut self, level: Level, mean: Duration, passed: Passed) -> Level {
+    /// By `less` thousandths.
+    fn lowered(&mut self, level: Level, less: u64, passed: Passed) -> Level {
         (self.good, self.quiet) = (0, 0);
         let kept = match self.found {
-            // The line is gone by the next look if so much less comes.
-            true => 1000 - thousandths(mean.saturating_sub(self.target), WINDOW).clamp(50, 300),
+            true => 1000 - less,
             // All that is known is that no tenant wants so much.
             false => 500,
         };
@@ -240,6 +243,8 @@ const WINDOW: Duration = Duration::from_millis(100);
 /// So many half windows after the last refusal the level goes: no sooner than those who were refused come
 /// back.
 const QUIET: u32 = 60;
+/// Units a second that are no load.
+const FEW: u64 = 100;
 /// Between two looks, while nothing stands in line.
 const IDLE: Duration = Duration::from_millis(50);
 /// The same while something does.

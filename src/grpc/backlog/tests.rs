@@ -82,6 +82,15 @@ fn delay_that_ends_while_it_is_counted_brings_no_level() {
     assert_eq!((control.level, control.pause()), (None, IDLE));
 }
 
+#[test]
+fn where_others_have_the_processor_who_asks_for_little_is_refused_nothing() {
+    let (clock, mut control) = (clock(), Control::new(TARGET));
+    for _ in 0..50 {
+        look(&mut control, &clock, LATE, millis(100), passed(1, 0));
+        assert!(matches!(control.level, None | Some(COUNTING)));
+    }
+}
+
 /// Under a level of 10,000 units.
 fn shedding() -> Control {
     Control {
