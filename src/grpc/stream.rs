@@ -353,7 +353,11 @@ impl Watch {
                     self.renew();
                     self.ask()?;
                 }
-                Some(()) = async { Some(self.asking.as_mut()?.await) } => self.asking = None,
+                () = async { self.asking.as_mut().expect("asked").await },
+                    if self.asking.is_some() =>
+                {
+                    self.asking = None;
+                }
                 confirmed = async { Some(self.confirming.as_mut()?.await) },
                     if self.confirming.is_some() =>
                 {
