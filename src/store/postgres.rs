@@ -70,7 +70,8 @@ const BOUNDS: [(&str, &str); 4] = [
     ("client_min_messages", "warning"),
     ("statement_timeout", "4s"),
     ("lock_timeout", "3s"),
-    ("idle_in_transaction_session_timeout", "5s"),
+    // Before those give up who wait for the locks of a broker that stands still.
+    ("idle_in_transaction_session_timeout", "2500ms"),
 ];
 
 #[cfg(test)]
