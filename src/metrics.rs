@@ -307,9 +307,11 @@ impl Metrics {
         gauge.store(degraded.into(), Relaxed);
     }
 
-    /// Sets how many grants of KMS should have ended a minute ago and have not.
-    pub fn kms_grants_overdue(&self, grants: u64) {
+    /// Sets how many grants of KMS should have ended a minute ago and have not, and how many beside
+    /// them KMS refuses to end.
+    pub fn kms_grants_overdue(&self, grants: u64, refused: u64) {
         self.0.values.kms_grants_overdue.store(grants, Relaxed);
+        self.0.values.kms_grants_refused.store(refused, Relaxed);
     }
 
     /// Sets how many grants of KMS have a name of the store's, and no row there.

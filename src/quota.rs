@@ -317,6 +317,8 @@ pub fn of_bytes(bytes: usize) -> u64 {
 pub const CALL: u64 = 1;
 /// What asking KMS costs beside the call for which it is asked.
 pub const KMS: u64 = 9;
+/// What making or ending a grant of KMS costs beside its call: KMS takes 50 a second of an account.
+pub const KMS_GRANT: u64 = 999;
 /// Of the buckets of tenants and principals.
 const SIZE: Size = Size {
     burst: Duration::from_secs(2),

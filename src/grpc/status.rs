@@ -175,8 +175,8 @@ fn sentence(error: &Error) -> String {
         ),
         Error::RateLimited(exceeded) => format!(
             "{} spends more than its {} units a second (a call is one, and so are 8 KiB of it, an \
-             item of a batch, a chunk of a stream; asking KMS is nine): call less often, or ask \
-             those who run the broker for more",
+             item of a batch, a chunk of a stream; asking KMS is nine, a grant of KMS 999): call \
+             less often, or ask those who run the broker for more",
             subject(exceeded),
             exceeded.rate
         ),

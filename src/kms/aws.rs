@@ -41,6 +41,7 @@ use aws_sdk_kms::types::KeyMetadata;
 use aws_sdk_kms::types::KeySpec;
 use aws_sdk_kms::types::KeyState;
 use aws_sdk_kms::types::KeyUsageType;
+use aws_smithy_runtime_api::client::orchestrator::Metadata;
 use aws_smithy_types::body::SdkBody;
 use http_body_util::Limited;
 use tokio::time::Instant;
@@ -376,7 +377,7 @@ fn usable(key: &KeyMetadata) -> Result<(), Error> {
     }
 }
 
-/// Ends answers at [`MAX_ANSWER`]: the SDK itself reads as much as it is sent.
+/// Ends answers at [`MAX_ANSWER`], lists at [`MAX_LIST`]: the SDK itself reads as much as it is sent.
 #[derive(Debug)]
 struct Bounded;
 
@@ -389,11 +390,15 @@ impl Intercept for Bounded {
         &self,
         context: &mut BeforeDeserializationInterceptorContextMut<'_>,
         _: &RuntimeComponents,
-        _: &mut ConfigBag,
+        call: &mut ConfigBag,
     ) -> Result<(), BoxError> {
+        let longest = match call.load::<Metadata>().map(Metadata::name) {
+            Some("ListGrants") => MAX_LIST,
+            Some(_) | None => MAX_ANSWER,
+        };
         let body = context.response_mut().body_mut();
         let whole = std::mem::replace(body, SdkBody::taken());
-        *body = SdkBody::from_body_1_x(Limited::new(whole, MAX_ANSWER));
+        *body = SdkBody::from_body_1_x(Limited::new(whole, longest));
         Ok(())
     }
 }
@@ -403,3 +408,5 @@ const MAX_WRAPPED: usize = 6144;
 const WOULD_BE_DONE: &str = "DryRunOperationException";
 /// Longest answer, in bytes: a wrapped key in base64 and a description of a key fit in many times.
 const MAX_ANSWER: usize = 64 * 1024;
+/// Longest page of a list, in bytes: 10 KiB for each of a hundred grants.
+const MAX_LIST: usize = 1024 * 1024;

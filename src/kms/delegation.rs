@@ -19,7 +19,7 @@ pub trait Delegation: Send + Sync + 'static {
     /// Makes a grant of `key`, or finds the one of that name and these parameters.
     ///
     /// # Errors
-    /// [`Undelegated`]. Where that is undecided there may be a grant all the same.
+    /// [`Undelegated`].
     async fn create_grant(
         &self,
         key: &Arn,
@@ -96,12 +96,15 @@ pub enum Undelegated {
     /// As many grants of the key live as may.
     #[error("the key has as many grants as KMS allows")]
     Full,
-    /// What any call can end in.
+    /// The service, or whoever was to sign the call, has refused it.
     #[error(transparent)]
-    Kms(#[from] Error),
+    Refused(Error),
     /// There is no such principal.
     #[error("KMS knows no such principal")]
     Principal,
+    /// What the service has made of it is not known: there may be a grant all the same.
+    #[error(transparent)]
+    Unheard(Error),
 }
 
 /// A user, a role or a session of IAM, by its ARN. Nobody whose name stands for several: no account

@@ -226,6 +226,12 @@ impl Arn {
         parts.map_or("", |(account, _)| account)
     }
 
+    /// What the ARNs of all keys of its Region and account begin with.
+    pub fn scope(&self) -> &str {
+        let end = self.region.end + ":".len() + self.account().len() + ":".len();
+        self.text.get(..end).unwrap_or_default()
+    }
+
     /// The same key in another Region.
     fn in_region(&self, region: &str) -> Result<Self, MalformedRef> {
         let text = |range: Option<&str>| range.unwrap_or_default().to_owned();
@@ -322,6 +328,16 @@ mod tests {
             ["eu-west-1", "us-east-1", "eu-north-1"].map(|region| KEY.replace("eu-west-1", region));
         assert_eq!(names, expected);
         assert_eq!((key.to_string().as_str(), key.region()), (KEY, "eu-west-1"));
+    }
+
+    #[test]
+    fn keys_of_a_region_and_an_account_have_one_scope() {
+        let scope = |key: &str| key.parse::<Arn>().expect("an ARN").scope().to_owned();
+        assert_eq!(scope(KEY), "arn:aws:kms:eu-west-1:111122223333:");
+        for other in ["eu-west-2:111122223333", "eu-west-1:111122223334"] {
+            let other = KEY.replace("eu-west-1:111122223333", other);
+            assert_ne!(scope(&other), scope(KEY));
+        }
     }
 
     #[test]

@@ -43,6 +43,7 @@ pub(super) struct Values {
     pub(super) store_degraded: AtomicU64,
     pub(super) kms_grants_overdue: AtomicU64,
     pub(super) kms_grant_failures: AtomicU64,
+    pub(super) kms_grants_refused: AtomicU64,
     pub(super) kms_grants_stray: AtomicU64,
     pub(super) tenants_refused: AtomicU64,
     pub(super) store_age: AtomicU64,

@@ -191,6 +191,13 @@ pub(super) fn register(meter: &Meter, values: &Arc<Values>) {
         }))
         .build();
     meter
+        .u64_observable_gauge("keybroker_kms_grants_refused")
+        .with_description("Grants of AWS KMS that are due and that KMS refuses to end.")
+        .with_callback(reading(values, |values, instrument| {
+            instrument.observe(values.kms_grants_refused.load(Relaxed), &[]);
+        }))
+        .build();
+    meter
         .u64_observable_gauge("keybroker_kms_grants_stray")
         .with_description("Grants of AWS KMS that the store has named and does not know.")
         .with_callback(reading(values, |values, instrument| {

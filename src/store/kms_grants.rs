@@ -1,15 +1,25 @@
 //! Grants of AWS KMS that the broker has made: written down before KMS is asked, and kept until KMS
 //! has them no more. Whoever dies between the two leaves a row by which the grant is found.
+//!
+//! | A grant is | when | then |
+//! |---|---|---|
+//! | intended | KMS's answer is awaited | it is completed within [`PATIENCE`], or due |
+//! | living | KMS has made it | it is due when it expires, or earlier if somebody has it end |
+//! | due | nobody may use it from then on | KMS is asked to end it until it has |
+//! | over | KMS has it no more | it is forgotten after a day |
 
+mod looks;
 mod row;
 
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::crypto::random::jittered;
 use crate::grants::Id;
+use crate::kms::Arn;
 use crate::name::KeyName;
 use crate::store::Error;
 use crate::store::Store;
@@ -17,28 +27,16 @@ use crate::store::engine::Value;
 use crate::store::within;
 
 use row::DAMAGED;
-use row::key;
-use row::read;
-use row::select;
 
+pub use looks::Due;
 pub use row::Ending;
 pub use row::KmsGrant;
-
-/// What is to be done about grants that are to end.
-#[derive(Debug, Default)]
-pub struct Due {
-    /// Those whose turn it is, the longest overdue first.
-    pub grants: Vec<KmsGrant>,
-    /// How many should have ended [`LATE`] ago and have not.
-    pub overdue: u64,
-    /// What time it is.
-    pub now: Timestamp,
-}
+pub use row::Obstacle;
 
 impl Store {
     /// Writes down that a grant is about to be made; `id`, key and all else are `grant`'s, its name
-    /// and its times the store's: it lives for `lifetime`. Unless [`Store::complete_kms_grant`] follows within
-    /// [`PATIENCE`], it is due.
+    /// and its times the store's: it lives for `lifetime`. None if the key has [`MOST_OF_A_KEY`]
+    /// already; brokers that write at the same time may pass that by one each.
     ///
     /// # Errors
     /// [`Error`].
@@ -46,7 +44,7 @@ impl Store {
         &self,
         grant: KmsGrant,
         lifetime: Duration,
-    ) -> Result<KmsGrant, Error> {
+    ) -> Result<Option<KmsGrant>, Error> {
         within(async {
             self.prepare().await?;
             let mut lease = self.writing.take().await?;
@@ -74,29 +72,38 @@ impl Store {
                 moment(grant.expires),
                 moment(later(now, PATIENCE)),
                 Value::Text(&grant.name),
+                limit(MOST_OF_A_KEY),
             ];
-            lease.run(INSERT, &values).await?;
+            let inserted = lease.run(INSERT, &values).await?;
             lease.give_back();
-            Ok(grant)
+            Ok((inserted == 1).then_some(grant))
         })
         .await
     }
 
-    /// Writes down that KMS has made the grant `id`. False if it was given up meanwhile: then it is
-    /// to be ended at once.
+    /// Writes down that KMS has made the grant `id`. False if it is due or over by now: then it is to
+    /// be ended at once.
     ///
     /// # Errors
     /// [`Error`].
     pub async fn complete_kms_grant(&self, id: &Id, kms_id: &str) -> Result<bool, Error> {
         let id = id.to_string();
-        let done = self.kms_grants(COMPLETE, |now| {
-            vec![Value::Text(&id), Value::Text(kms_id), moment(now)]
-        });
-        Ok(done.await? == 1)
+        within(async {
+            self.prepare().await?;
+            let mut lease = self.writing.take().await?;
+            let now = lease.now().await?;
+            let values = [Value::Text(&id), Value::Text(kms_id), moment(now)];
+            lease.run(COMPLETE, &values).await?;
+            let row = lease.row(LIVES, &[Value::Text(&id), moment(now)]).await?;
+            let lives = row.ok_or(DAMAGED)?.number(0)? > 0;
+            lease.give_back();
+            Ok(lives)
+        })
+        .await
     }
 
     /// Has the grant `id` of `key` be due now, because it is revoked; whoever has it so ends it
-    /// himself within `head_start`, before others see to it. False if there is none that lives.
+    /// himself within `head_start`, before others see to it. False if there is none that is not over.
     ///
     /// # Errors
     /// [`Error`].
@@ -120,8 +127,7 @@ impl Store {
         Ok(done.await? == 1)
     }
 
-    /// Has the living grants of `key` that were made at least `age` ago be due now, because of
-    /// `ending`.
+    /// Has the grants of `key` that were made at least `age` ago be due now, because of `ending`.
     ///
     /// # Errors
     /// [`Error`].
@@ -137,7 +143,7 @@ impl Store {
                 Value::Text(key.key.as_str()),
                 moment(now),
                 Value::Text(ending.label()),
-                moment(now.saturating_sub(age).unwrap_or(Timestamp::MIN)),
+                moment(earlier(now, age)),
             ]
         });
         done.await.map(drop)
@@ -153,180 +159,56 @@ impl Store {
         done.await.map(drop)
     }
 
-    /// Puts off the end of the grant `id`, which has failed, for `pause` or up to half as much more.
+    /// Puts off the end of the grant of the row `id` for `pause` or up to half as much more, because of
+    /// `obstacle`.
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn postpone_kms_grant(&self, id: &Id, pause: Duration) -> Result<(), Error> {
-        let id = id.to_string();
+    pub async fn postpone_kms_grant(
+        &self,
+        id: &str,
+        pause: Duration,
+        obstacle: Obstacle,
+    ) -> Result<(), Error> {
         let done = self.kms_grants(POSTPONE, |now| {
-            vec![Value::Text(&id), moment(later(now, jittered(pause)))]
+            let retry = moment(later(now, jittered(pause)));
+            vec![Value::Text(id), retry, Value::Text(obstacle.label())]
         });
         done.await.map(drop)
     }
 
-    /// Takes or keeps the turn to end grants for `holder`, for [`TURN`]. False while it is another's.
+    /// Puts off the ends of all grants that are due in the Region and the account of `key`, because of
+    /// an outage there, as [`Store::postpone_kms_grant`] does one.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn postpone_kms_grants_beside(
+        &self,
+        key: &Arn,
+        pause: Duration,
+    ) -> Result<(), Error> {
+        let done = self.kms_grants(POSTPONE_BESIDE, |now| {
+            let retry = moment(later(now, jittered(pause)));
+            let obstacle = Value::Text(Obstacle::Outage.label());
+            vec![Value::Text(key.scope()), retry, moment(now), obstacle]
+        });
+        done.await.map(drop)
+    }
+
+    /// Takes or keeps the turn to end grants for `holder`, for half of [`TURN`] at least. False while
+    /// it is another's.
     ///
     /// # Errors
     /// [`Error`].
     pub async fn take_kms_grants_turn(&self, holder: &str) -> Result<bool, Error> {
+        // Most of the time there is nothing to write.
+        if let Some(mine) = self.has_kms_grants_turn(holder).await? {
+            return Ok(mine);
+        }
         let done = self.kms_grants(TAKE, |now| {
             vec![Value::Text(holder), moment(later(now, TURN)), moment(now)]
         });
         Ok(done.await? == 1)
-    }
-
-    /// The living grants that are due, at most `most`.
-    ///
-    /// # Errors
-    /// [`Error`]. Damaged rows are left out, and logged.
-    pub async fn due_kms_grants(&self, most: usize) -> Result<Due, Error> {
-        within(async {
-            let mut lease = self.reader().await?;
-            let now = lease.now().await?;
-            let mut due = Due {
-                now,
-                ..Due::default()
-            };
-            let late = now.saturating_sub(LATE).unwrap_or(Timestamp::MIN);
-            let row = lease.row(OVERDUE, &[moment(late)]).await?;
-            due.overdue = row.ok_or(DAMAGED)?.number(0)?;
-            let values = [moment(now), limit(most)];
-            lease
-                .each(DUE, &values, |row| {
-                    match read(&row) {
-                        Ok(grant) => due.grants.push(grant),
-                        Err(_) => tracing::error!(
-                            id = row.text(0).ok().flatten(),
-                            "a row of kms_grants is damaged: end that grant by hand"
-                        ),
-                    }
-                    Ok(())
-                })
-                .await?;
-            lease.give_back();
-            Ok(due)
-        })
-        .await
-    }
-
-    /// The keys that have living grants.
-    ///
-    /// # Errors
-    /// [`Error`].
-    pub async fn keys_with_kms_grants(&self) -> Result<Vec<KeyName>, Error> {
-        self.keys(KEYS).await
-    }
-
-    /// Those of them whose tenants were removed. To a broker such a tenant looks like one that it has
-    /// not heard of yet; the store knows.
-    ///
-    /// # Errors
-    /// [`Error`].
-    pub async fn removed_keys_with_kms_grants(&self) -> Result<Vec<KeyName>, Error> {
-        self.keys(REMOVED_KEYS).await
-    }
-
-    async fn keys(&self, statement: &'static str) -> Result<Vec<KeyName>, Error> {
-        within(async {
-            let mut lease = self.reader().await?;
-            let mut keys = Vec::new();
-            lease
-                .each(statement, &[], |row| {
-                    keys.extend(key(&row, 0).ok());
-                    Ok(())
-                })
-                .await?;
-            lease.give_back();
-            Ok(keys)
-        })
-        .await
-    }
-
-    /// The living grants of `key` after the id `after`, at most `most`, in the order of their ids.
-    ///
-    /// # Errors
-    /// [`Error`]. Damaged rows are left out.
-    pub async fn kms_grants_of_key(
-        &self,
-        key: &KeyName,
-        after: Option<Id>,
-        most: usize,
-    ) -> Result<Vec<KmsGrant>, Error> {
-        let after = after.map(|id| id.to_string()).unwrap_or_default();
-        within(async {
-            let mut lease = self.reader().await?;
-            let mut grants = Vec::new();
-            let values = [
-                Value::Text(key.tenant.as_str()),
-                Value::Text(key.key.as_str()),
-                Value::Text(&after),
-                limit(most),
-            ];
-            lease
-                .each(LIST, &values, |row| {
-                    grants.extend(read(&row).ok());
-                    Ok(())
-                })
-                .await?;
-            lease.give_back();
-            Ok(grants)
-        })
-        .await
-    }
-
-    /// The grant `id` of `key`, also one that was over less than a day ago.
-    ///
-    /// # Errors
-    /// [`Error`]. A damaged row is none.
-    pub async fn kms_grant(&self, key: &KeyName, id: &Id) -> Result<Option<KmsGrant>, Error> {
-        let id = id.to_string();
-        within(async {
-            let mut lease = self.reader().await?;
-            let values = [
-                Value::Text(key.tenant.as_str()),
-                Value::Text(key.key.as_str()),
-                Value::Text(&id),
-            ];
-            let row = lease.row(FIND, &values).await?;
-            lease.give_back();
-            Ok(row.and_then(|row| read(&row).ok()))
-        })
-        .await
-    }
-
-    /// What the names in KMS of this store's grants begin with, and of its copies'; none before the
-    /// first grant.
-    ///
-    /// # Errors
-    /// [`Error`].
-    pub async fn kms_grants_prefix(&self) -> Result<Option<String>, Error> {
-        within(async {
-            let mut lease = self.reader().await?;
-            let row = lease.row(ORIGIN, &[]).await?;
-            lease.give_back();
-            let origin = row.map(|row| row.text(0)?.ok_or(DAMAGED)).transpose()?;
-            Ok(origin.map(|origin| prefix(&origin)))
-        })
-        .await
-    }
-
-    /// Whether there is a grant of this `name` in KMS, or was less than a day ago.
-    ///
-    /// # Errors
-    /// [`Error`].
-    pub async fn knows_kms_grant(&self, name: &str) -> Result<bool, Error> {
-        // By the id, which has an index.
-        let id = name.rsplit('-').next().unwrap_or_default();
-        within(async {
-            let mut lease = self.reader().await?;
-            let values = [Value::Text(id), Value::Text(name)];
-            let row = lease.row(KNOWN, &values).await?;
-            let count = row.ok_or(DAMAGED)?.number(0)?;
-            lease.give_back();
-            Ok(count > 0)
-        })
-        .await
     }
 
     /// Forgets grants that were over a day ago.
@@ -334,10 +216,7 @@ impl Store {
     /// # Errors
     /// [`Error`].
     pub async fn forget_kms_grants(&self) -> Result<(), Error> {
-        let done = self.kms_grants(FORGET, |now| {
-            let day = now.saturating_sub(KEPT).unwrap_or(Timestamp::MIN);
-            vec![moment(day)]
-        });
+        let done = self.kms_grants(FORGET, |now| vec![moment(earlier(now, KEPT))]);
         done.await.map(drop)
     }
 
@@ -359,6 +238,7 @@ impl Store {
     }
 }
 
+/// What the names of grants begin with.
 fn prefix(origin: &str) -> String {
     format!("keybroker-{origin}-")
 }
@@ -371,21 +251,27 @@ fn later(time: Timestamp, span: Duration) -> Timestamp {
     time.saturating_add(span).unwrap_or(Timestamp::MAX)
 }
 
+fn earlier(time: Timestamp, span: Duration) -> Timestamp {
+    time.saturating_sub(span).unwrap_or(Timestamp::MIN)
+}
+
 fn limit(most: usize) -> Value<'static> {
     Value::Number(u64::try_from(most).unwrap_or(u64::MAX))
 }
 
 const INSERT: &str = "
     INSERT INTO kms_grants (id, tenant, key_id, arn, grantee, operations, creator, created,
-        expires, kms_id, due, retry, over, ending, name)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, '', $10, 0, 0, '', $11)";
+        expires, kms_id, due, retry, obstacle, over, ending, name)
+    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, '', $10, 0, '', 0, '', $11
+    WHERE (SELECT count(*) FROM kms_grants WHERE tenant = $2 AND key_id = $3 AND over = 0) < $12";
 const ORIGINATE: &str = "INSERT INTO kms_grants_origin VALUES (1, $1) ON CONFLICT DO NOTHING";
 const ORIGIN: &str = "SELECT origin FROM kms_grants_origin";
-const KNOWN: &str = "SELECT count(*) FROM kms_grants WHERE id = $1 AND name = $2";
-// What is to end already still is.
+// What is to end already still is, and no later for having been looked for.
 const COMPLETE: &str = "
-    UPDATE kms_grants SET kms_id = $2, due = CASE WHEN due <= $3 THEN due ELSE expires END
+    UPDATE kms_grants
+    SET kms_id = $2, due = CASE WHEN due <= $3 THEN due ELSE expires END, retry = 0
     WHERE id = $1 AND kms_id = '' AND over = 0";
+const LIVES: &str = "SELECT count(*) FROM kms_grants WHERE id = $1 AND over = 0 AND due > $2";
 const END: &str = "
     UPDATE kms_grants
     SET due = CASE WHEN due <= $4 THEN due ELSE $4 END,
@@ -393,29 +279,23 @@ const END: &str = "
         retry = $6
     WHERE tenant = $1 AND key_id = $2 AND id = $3 AND over = 0";
 const END_ALL: &str = "
-    UPDATE kms_grants SET due = $3, ending = $4
+    UPDATE kms_grants SET due = $3, ending = $4, retry = 0
     WHERE tenant = $1 AND key_id = $2 AND over = 0 AND due > $3 AND created <= $5";
 const OVER: &str = "UPDATE kms_grants SET over = 1 WHERE id = $1";
-const POSTPONE: &str = "UPDATE kms_grants SET retry = $2 WHERE id = $1";
+const POSTPONE: &str = "UPDATE kms_grants SET retry = $2, obstacle = $3 WHERE id = $1";
+const POSTPONE_BESIDE: &str = "
+    UPDATE kms_grants SET retry = $2, obstacle = $4
+    WHERE over = 0 AND due <= $3 AND retry <= $3 AND substr(arn, 1, length($1)) = $1";
 const TAKE: &str = "
     UPDATE kms_grants_turn SET holder = $1, until = $2 WHERE holder = $1 OR until <= $3";
-const OVERDUE: &str = "SELECT count(*) FROM kms_grants WHERE over = 0 AND due <= $1";
-const DUE: &str = select!("over = 0 AND due <= $1 AND retry <= $1 ORDER BY due, id LIMIT $2");
-const KEYS: &str = "SELECT DISTINCT tenant, key_id FROM kms_grants WHERE over = 0";
-const REMOVED_KEYS: &str = "
-    SELECT DISTINCT tenant, key_id FROM kms_grants
-    WHERE over = 0 AND EXISTS
-        (SELECT 1 FROM tenants WHERE tenants.id = kms_grants.tenant AND document IS NULL)";
-const LIST: &str = select!(
-    "tenant = $1 AND key_id = $2 AND id > $3 AND over = 0 AND kms_id <> '' ORDER BY id LIMIT $4"
-);
-const FIND: &str = select!("tenant = $1 AND key_id = $2 AND id = $3");
 const FORGET: &str = "DELETE FROM kms_grants WHERE over = 1 AND expires < $1";
 
+/// Most grants of a key that are not over.
+pub const MOST_OF_A_KEY: usize = 500;
 /// For KMS's answer to the creation of a grant: longer than any call takes.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-/// A grant that ends no later than this after it was due is in time.
-pub const LATE: Duration = Duration::from_secs(60);
+/// How long after its creation KMS has a grant in its lists, and knows it by its id, at the latest.
+pub const SETTLED: SignedDuration = SignedDuration::from_mins(15);
 /// How long a turn lasts that is not kept.
 pub const TURN: Duration = Duration::from_secs(30);
 /// For how long a grant that is over stands there.

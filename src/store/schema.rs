@@ -44,7 +44,7 @@ const VERSION: &str = "
 
 /// What each version added, in SQL that both engines take. A step that has been released never
 /// changes.
-const STEPS: [&str; 9] = [
+const STEPS: [&str; 7] = [
     include_str!("schema/1.sql"),
     include_str!("schema/2.sql"),
     include_str!("schema/3.sql"),
@@ -52,6 +52,4 @@ const STEPS: [&str; 9] = [
     include_str!("schema/5.sql"),
     include_str!("schema/6.sql"),
     include_str!("schema/7.sql"),
-    include_str!("schema/8.sql"),
-    include_str!("schema/9.sql"),
 ];

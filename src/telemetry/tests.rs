@@ -106,6 +106,7 @@ fn all_series_that_are_known_start_at_0() {
             r#"keybroker_kms_calls_total{tenant="_other"}"#,
             "keybroker_kms_grant_failures_total",
             "keybroker_kms_grants_overdue",
+            "keybroker_kms_grants_refused",
             "keybroker_kms_grants_stray",
             "keybroker_memory_lock_degraded",
             "keybroker_memory_swap_bytes",

@@ -1,10 +1,12 @@
 //! The end of grants of AWS KMS, which KMS itself does not know: by one broker at a time, for as long
 //! as it takes, within KMS's own quota, and each on record.
 
+use std::collections::HashMap;
+use std::collections::HashSet;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::SignedDuration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio::time::sleep_until;
@@ -15,11 +17,16 @@ use crate::broker::Broker;
 use crate::broker::grants::kms::withdrawal;
 use crate::broker::grants::words::name_ended;
 use crate::kms;
+use crate::kms::Arn;
 use crate::kms::Delegation;
+use crate::kms::Named;
+use crate::kms::Revoked;
 use crate::store;
 use crate::store::Store;
 use crate::store::kms_grants::Ending;
 use crate::store::kms_grants::KmsGrant;
+use crate::store::kms_grants::Obstacle;
+use crate::store::kms_grants::SETTLED;
 
 impl Broker {
     /// Ends grants of KMS that are due, and those of keys that are gone or whose tenant is suspended:
@@ -36,14 +43,70 @@ impl Broker {
         audit: &Arc<Audit>,
     ) -> Result<(), store::Error> {
         let store = &self.grants.store;
-        let kms = match &self.delegation {
-            Some(kms) if store.take_kms_grants_turn(holder).await? => kms.as_ref(),
-            Some(_) | None => {
-                // Whose turn it is says how many there are.
-                self.metrics().kms_grants_overdue(0);
+        let Some(kms) = self.delegation.as_deref() else {
+            return Ok(());
+        };
+        if !store.has_kms_grants().await? || !store.take_kms_grants_turn(holder).await? {
+            // Whose turn it is says how many there are.
+            self.metrics().kms_grants_overdue(0, 0);
+            return Ok(());
+        }
+        self.withdraw_kms_grants().await?;
+        let due = store.due_kms_grants(A_ROUND).await?;
+        self.metrics().kms_grants_overdue(due.overdue, due.refused);
+        for id in &due.damaged {
+            tracing::error!(id, "a row of kms_grants is damaged: end that grant by hand");
+            store
+                .postpone_kms_grant(id, LATER, Obstacle::Refused)
+                .await?;
+        }
+        let mut round = Round {
+            kms,
+            store,
+            audit,
+            now: due.now,
+            listed: HashMap::new(),
+        };
+        let mut out = HashSet::new();
+        let mut next = Instant::now();
+        for grant in &due.grants {
+            if out.contains(grant.arn.scope()) {
+                continue;
+            }
+            sleep_until(next).await;
+            next = Instant::now() + PACE;
+            if !store.take_kms_grants_turn(holder).await? {
                 return Ok(());
             }
-        };
+            let error = match round.end(grant).await {
+                Ok(()) => continue,
+                Err(Unended::Store(error)) => return Err(error),
+                Err(error) => error,
+            };
+            self.metrics().kms_grant_failed();
+            let (id, key) = (grant.id.to_string(), String::from(&grant.key));
+            tracing::error!(id, key, %error, "a grant of KMS that is due has not ended");
+            match error {
+                Unended::Kms(error) if error.is_refusal() => {
+                    let refused = Obstacle::Refused;
+                    store.postpone_kms_grant(&id, LATER, refused).await?;
+                }
+                // Others of that Region would fare no better, and hold up those of other Regions.
+                Unended::Kms(_) => {
+                    store.postpone_kms_grants_beside(&grant.arn, SOON).await?;
+                    out.insert(grant.arn.scope());
+                }
+                Unended::Audit(_) | Unended::Store(_) => {
+                    return store.postpone_kms_grant(&id, SOON, Obstacle::Outage).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the grants be due that are to end with their keys.
+    async fn withdraw_kms_grants(&self) -> Result<(), store::Error> {
+        let store = &self.grants.store;
         for key in store.removed_keys_with_kms_grants().await? {
             let removed = store.end_kms_grants(&key, Ending::Removed, Duration::ZERO);
             removed.await?;
@@ -51,34 +114,6 @@ impl Broker {
         for key in store.keys_with_kms_grants().await? {
             if let Some((ending, age)) = withdrawal(self.policy().directory(), &key) {
                 store.end_kms_grants(&key, ending, age).await?;
-            }
-        }
-        let due = store.due_kms_grants(A_ROUND).await?;
-        self.metrics().kms_grants_overdue(due.overdue);
-        let round = Round {
-            kms,
-            store,
-            audit,
-            now: due.now,
-        };
-        let mut next = Instant::now();
-        for grant in due.grants {
-            sleep_until(next).await;
-            next = Instant::now() + PACE;
-            if !store.take_kms_grants_turn(holder).await? {
-                return Ok(());
-            }
-            let error = match round.end(&grant).await {
-                Ok(()) => continue,
-                Err(Unended::Store(error)) => return Err(error),
-                Err(error) => error,
-            };
-            self.metrics().kms_grant_failed();
-            let (id, key) = (grant.id, String::from(&grant.key));
-            tracing::error!(%id, key, %error, "a grant of KMS that is due has not ended");
-            store.postpone_kms_grant(&grant.id, error.pause()).await?;
-            if matches!(error, Unended::Kms(kms::Error::Throttled)) {
-                return Ok(());
             }
         }
         Ok(())
@@ -91,6 +126,8 @@ struct Round<'a> {
     store: &'a Store,
     audit: &'a Arc<Audit>,
     now: Timestamp,
+    /// Those of this store that KMS lists, by key.
+    listed: HashMap<&'a Arn, Vec<Named>>,
 }
 
 /// Why a grant that is due has not ended, or is not known to have.
@@ -104,42 +141,57 @@ enum Unended {
     Store(#[from] store::Error),
 }
 
-impl Unended {
-    /// Before the next try.
-    fn pause(&self) -> Duration {
-        match self {
-            Self::Kms(error) if !error.is_undecided() => LATER,
-            Self::Audit(_) | Self::Kms(_) | Self::Store(_) => SOON,
-        }
-    }
-}
-
-impl Round<'_> {
+impl<'a> Round<'a> {
     /// Ends `grant`. One whose maker has not heard of KMS whether there is one is looked for by its
-    /// name, until nothing can come any more.
-    async fn end(&self, grant: &KmsGrant) -> Result<(), Unended> {
+    /// name, and one that KMS does not know is asked for again, until nothing can come any more.
+    async fn end(&mut self, grant: &'a KmsGrant) -> Result<(), Unended> {
         let found = match &grant.kms_id {
             Some(id) => vec![id.clone()],
-            None => {
-                let found = self.kms.grants_named(&grant.arn, &grant.name).await?;
-                found.into_iter().map(|one| one.id).collect()
-            }
+            None => self.named(grant).await?,
         };
-        for id in &found {
-            self.revoke(grant, id).await?;
-        }
         let settled = self.now.duration_since(grant.created) > SETTLED;
-        match found.is_empty() && !settled {
-            true => self.store.postpone_kms_grant(&grant.id, LATER).await?,
-            false => self.store.kms_grant_is_over(&grant.id).await?,
+        let mut over = settled || !found.is_empty();
+        for id in &found {
+            let revoked = self.kms.revoke_grant(&grant.arn, id).await?;
+            if revoked.already_gone && !settled {
+                over = false;
+            } else {
+                self.put_on_record(grant, id, revoked).await?;
+            }
+        }
+        match over {
+            true => self.store.kms_grant_is_over(&grant.id).await?,
+            false => {
+                let id = grant.id.to_string();
+                let unknown = Obstacle::Unknown;
+                self.store.postpone_kms_grant(&id, LATER, unknown).await?;
+            }
         }
         Ok(())
     }
 
-    /// Ends `grant`, which KMS calls `id`, in KMS, and then says so. Whoever dies between the two
-    /// leaves it due: it is ended once more, and on record then.
-    async fn revoke(&self, grant: &KmsGrant, id: &str) -> Result<(), Unended> {
-        let revoked = self.kms.revoke_grant(&grant.arn, id).await?;
+    /// The ids in KMS of what has the name of `grant`. A key's are listed once: it may have thousands,
+    /// and several of them may be looked for.
+    async fn named(&mut self, grant: &'a KmsGrant) -> Result<Vec<String>, Unended> {
+        let listed = match self.listed.entry(&grant.arn) {
+            Entry::Occupied(listed) => listed.into_mut(),
+            Entry::Vacant(unlisted) => {
+                let prefix = grant.name.trim_end_matches(|c| c != '-');
+                unlisted.insert(self.kms.grants_named(&grant.arn, prefix).await?)
+            }
+        };
+        let named = listed.iter().filter(|one| one.name == grant.name);
+        Ok(named.map(|one| one.id.clone()).collect())
+    }
+
+    /// Says that `grant`, which KMS calls `id`, has ended. Whoever dies before this leaves it due: it
+    /// is ended once more, and on record then.
+    async fn put_on_record(
+        &self,
+        grant: &KmsGrant,
+        id: &str,
+        revoked: Revoked,
+    ) -> Result<(), Unended> {
         let cause = grant.cause(self.now);
         tracing::info!(
             id = %grant.id,
@@ -171,5 +223,3 @@ const PACE: Duration = Duration::from_millis(25);
 const SOON: Duration = Duration::from_secs(5);
 /// Before the next try after a refusal.
 const LATER: Duration = Duration::from_secs(60);
-/// How long after its creation a grant is seen in a list at the latest.
-const SETTLED: SignedDuration = SignedDuration::from_mins(15);

@@ -35,8 +35,11 @@ use crate::kms::Undelegated;
 use crate::message::EncryptionContext;
 use crate::name::KeyName;
 use crate::policy::Denied;
+use crate::quota;
+use crate::store::kms_grants;
 use crate::store::kms_grants::Ending;
 use crate::store::kms_grants::KmsGrant;
+use crate::store::kms_grants::Obstacle;
 
 /// What somebody wants a grant of KMS to be.
 pub struct KmsCreation {
@@ -106,7 +109,11 @@ impl Call<'_> {
             ending: None,
         };
         // First of all: from now on somebody sees to its end, whatever becomes of this call.
-        let grant = store.intend_kms_grant(wanted, lifetime).await?;
+        let Some(grant) = store.intend_kms_grant(wanted, lifetime).await? else {
+            return Err(Error::GrantsExhausted {
+                limit: kms_grants::MOST_OF_A_KEY,
+            });
+        };
         self.notes.add(|record| record.grant_id = Some(grant.id));
         let operations: Vec<&'static str> =
             grant.operations.iter().map(|one| one.label()).collect();
@@ -117,13 +124,15 @@ impl Call<'_> {
             matching,
             context: &context,
         };
+        self.pay(quota::KMS_GRANT);
         let made = match kms.create_grant(&grant.arn, &delegated).await {
             Ok(made) => made,
             Err(undelegated) => {
-                if is_decided(&undelegated) {
+                // Of what is unheard of others see to the end.
+                if !matches!(undelegated, Undelegated::Unheard(_)) {
                     store.kms_grant_is_over(&grant.id).await?;
                 }
-                return Err(self.refused(undelegated, key));
+                return Err(refused(undelegated, key));
             }
         };
         self.notes.add(|record| {
@@ -131,13 +140,10 @@ impl Call<'_> {
             record.kms_request_ids.extend(made.request_id);
         });
         if !store.complete_kms_grant(&grant.id, &made.id).await? {
-            let revoked = kms.revoke_grant(&grant.arn, &made.id).await;
-            let revoked = revoked.map_err(|error| Error::of_kms(error, key.owner()))?;
-            self.notes.add(|record| {
-                name_ended(record, &grant, &made.id, Ending::Orphaned, revoked);
-            });
-            return Err(Error::StoreUnavailable(
-                "the grant was given up while KMS made it".into(),
+            self.end_in_kms(&grant, &made.id, Ending::Orphaned, key)
+                .await?;
+            return Err(Error::KmsUnavailable(
+                "the grant was to end before KMS had made it".to_owned(),
             ));
         }
         Ok(KmsGranted {
@@ -183,37 +189,48 @@ impl Call<'_> {
         if !store.end_kms_grant(&name, &id, HEAD_START).await? {
             return Ok(());
         }
-        let Some(kms_id) = &grant.kms_id else {
-            // Whoever makes it may be about to hear of it, and sees that it is due.
-            return Ok(());
-        };
+        match &grant.kms_id {
+            Some(kms_id) => self.end_in_kms(&grant, kms_id, Ending::Revoked, key).await,
+            None => Err(Error::KmsUnavailable(
+                "it is not known yet whether KMS has made this grant; if so, it is ended"
+                    .to_owned(),
+            )),
+        }
+    }
+
+    /// Ends `grant`, which is due, in KMS, which calls it `kms_id`. What this leaves undone others do.
+    async fn end_in_kms(
+        &self,
+        grant: &KmsGrant,
+        kms_id: &str,
+        ending: Ending,
+        key: &Key,
+    ) -> Result<(), Error> {
+        let store = &self.broker.grants.store;
+        self.pay(quota::KMS_GRANT);
         let kms = self.broker.delegation()?;
         match kms.revoke_grant(&grant.arn, kms_id).await {
             Ok(revoked) => {
-                self.notes.add(|record| {
-                    name_ended(record, &grant, kms_id, Ending::Revoked, revoked);
-                });
-                store.kms_grant_is_over(&id).await?;
+                // Or not there yet.
+                let gone = revoked.already_gone;
+                self.notes
+                    .add(|record| name_ended(record, grant, kms_id, ending, revoked));
+                if !gone {
+                    store.kms_grant_is_over(&grant.id).await?;
+                }
                 Ok(())
             }
             Err(error) => {
                 self.notes
-                    .add(|record| name_kms_grant(record, &grant, kms_id));
-                store.postpone_kms_grant(&id, Duration::ZERO).await?;
+                    .add(|record| name_kms_grant(record, grant, kms_id));
+                let id = grant.id.to_string();
+                let obstacle = match error.is_refusal() {
+                    true => Obstacle::Refused,
+                    false => Obstacle::Outage,
+                };
+                let postponed = store.postpone_kms_grant(&id, Duration::ZERO, obstacle);
+                postponed.await?;
                 Err(Error::of_kms(error, key.owner()))
-            }
-        }
-    }
-
-    fn refused(&self, undelegated: Undelegated, key: &Key) -> Error {
-        match undelegated {
-            Undelegated::Full => Error::GrantsExhausted {
-                limit: MOST_OF_A_KEY,
-            },
-            Undelegated::Kms(error) => Error::of_kms(error, key.owner()),
-            Undelegated::Principal => {
-                let why = "KMS knows no such principal".to_owned();
-                invalid("grantee_principal", why)
             }
         }
     }
@@ -282,11 +299,18 @@ fn bound(
     Ok((matching, context))
 }
 
-/// Whether there is certainly no grant.
-fn is_decided(undelegated: &Undelegated) -> bool {
+fn refused(undelegated: Undelegated, key: &Key) -> Error {
     match undelegated {
-        Undelegated::Full | Undelegated::Principal => true,
-        Undelegated::Kms(error) => error.is_refusal(),
+        Undelegated::Full => Error::GrantsExhausted {
+            limit: MOST_OF_A_KEY,
+        },
+        Undelegated::Principal => {
+            let why = "KMS knows no such principal".to_owned();
+            invalid("grantee_principal", why)
+        }
+        Undelegated::Refused(error) | Undelegated::Unheard(error) => {
+            Error::of_kms(error, key.owner())
+        }
     }
 }
 

@@ -182,11 +182,14 @@ impl Follower {
 
     /// Ends grants of KMS that are due.
     async fn end_kms_grants(&self, holder: &str, audit: &Arc<Audit>) -> Infallible {
+        let mut waiting = false;
         loop {
             sleep(END_KMS_GRANTS).await;
-            if let Err(error) = self.broker.end_due_kms_grants(holder, audit).await {
-                tracing::warn!(error = chain(&error), "grants of KMS wait for the store");
+            let ended = self.broker.end_due_kms_grants(holder, audit).await;
+            if let (Err(error), false) = (&ended, waiting) {
+                tracing::warn!(error = chain(error), "grants of KMS wait for the store");
             }
+            waiting = ended.is_err();
         }
     }
 

@@ -1,10 +1,15 @@
 //! Grants of AWS KMS.
 
+use std::error::Error as StdError;
+use std::time::Duration;
+
 use async_trait::async_trait;
-use aws_sdk_kms::error::ProvideErrorMetadata as _;
+use aws_sdk_kms::error::ProvideErrorMetadata;
+use aws_sdk_kms::error::SdkError;
 use aws_sdk_kms::operation::RequestId as _;
 use aws_sdk_kms::types::GrantConstraints;
 use aws_sdk_kms::types::GrantOperation;
+use tokio::time::sleep;
 
 use crate::kms::Arn;
 use crate::kms::Delegated;
@@ -50,7 +55,7 @@ impl Delegation for Aws {
             .map_err(|error| match error.code() {
                 Some("InvalidArnException") => Undelegated::Principal,
                 Some("LimitExceededException") => Undelegated::Full,
-                Some(_) | None => failure(error, delegation.context).into(),
+                Some(_) | None => undelegated(error, delegation.context),
             })?;
         let request_id = request_id(&answer);
         let id = answer.grant_id.filter(|id| is_sound(id, MAX_ID));
@@ -63,7 +68,9 @@ impl Delegation for Aws {
                 token,
                 request_id,
             }),
-            (_, _) => Err(Error::Invalid("a grant without an id or a token".to_owned()).into()),
+            (_, _) => Err(Undelegated::Unheard(Error::Invalid(
+                "a grant without an id or a token".to_owned(),
+            ))),
         }
     }
 
@@ -86,7 +93,10 @@ impl Delegation for Aws {
     async fn grants_named(&self, key: &Arn, prefix: &str) -> Result<Vec<Named>, Error> {
         let client = self.client(key);
         let (mut found, mut marker) = (Vec::new(), None);
-        for _ in 0..MAX_PAGES {
+        for page in 0..MAX_PAGES {
+            if page > 0 {
+                sleep(PACE).await;
+            }
             let call = client.list_grants().key_id(key.as_str()).limit(PAGE);
             let page = call.set_marker(marker).send().await;
             let page = page.map_err(|error| failure(error, &EncryptionContext::default()))?;
@@ -107,6 +117,22 @@ impl Delegation for Aws {
     }
 }
 
+/// Refused is what KMS has told the reason of, and that reason is no failure of its own.
+fn undelegated<E>(error: SdkError<E>, context: &EncryptionContext) -> Undelegated
+where
+    E: ProvideErrorMetadata + StdError + 'static,
+{
+    let status = error.raw_response().map(|raw| raw.status());
+    let told = error.code().is_some() && status.is_some_and(|status| status.is_client_error());
+    match failure(error, context) {
+        failed @ Error::Unavailable(_) => Undelegated::Unheard(failed),
+        refused if told => Undelegated::Refused(refused),
+        // Nothing was sent.
+        unsigned @ Error::Credentials(_) => Undelegated::Refused(unsigned),
+        unheard => Undelegated::Unheard(unheard),
+    }
+}
+
 fn is_sound(text: &str, longest: usize) -> bool {
     (1..=longest).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
@@ -117,7 +143,9 @@ const MAX_ID: usize = 128;
 const MAX_NAME: usize = 256;
 /// Longest token.
 const MAX_TOKEN: usize = 8192;
-/// Grants on a page, which stay within what is read of an answer whatever their constraints.
-const PAGE: i32 = 10;
+/// Grants on a page: the most that KMS gives.
+const PAGE: i32 = 100;
 /// As many pages as a key can have: 50,000 grants.
-const MAX_PAGES: usize = 5_001;
+const MAX_PAGES: usize = 501;
+/// Between two pages: 50 a second at most, of the 100 that KMS gives.
+const PACE: Duration = Duration::from_millis(20);

@@ -93,6 +93,28 @@ impl Ending {
     }
 }
 
+/// What keeps a grant from ending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// KMS is out of reach, or what has been done could not be put on record.
+    Outage,
+    /// KMS refuses to end it.
+    Refused,
+    /// KMS does not know it, and may only not know it yet.
+    Unknown,
+}
+
+impl Obstacle {
+    /// In the store.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Outage => "outage",
+            Self::Refused => "refused",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 pub(super) fn read(row: &Row) -> Result<KmsGrant, Error> {
     let text = |column| row.text(column)?.ok_or(DAMAGED);
     let bits = u16::try_from(row.number(5)?).map_err(|_| DAMAGED)?;

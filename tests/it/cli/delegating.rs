@@ -25,6 +25,8 @@ use crate::support::fake_kms::Operation;
 const ROLE: &str = "arn:aws:iam::111122223333:role/etl";
 /// The one that is dead has it for half a minute more, which no test waits for.
 const NOBODYS_TURN: &str = "UPDATE kms_grants_turn SET until = 0";
+/// What KMS does not know it has no more, and not: not yet.
+const LONG_AGO: &str = "UPDATE kms_grants SET created = 1";
 
 /// A server's folder where [`ADMIN`] administers `orders`, which is `arn`, and KMS may take longer
 /// than a test.
@@ -150,6 +152,7 @@ async fn an_end_that_a_kill_kept_from_the_trail_is_on_record_after_the_start() {
 
     kms.heal();
     sql(&house.site, NOBODYS_TURN);
+    sql(&house.site, LONG_AGO);
     let server = house.serve();
     until(|| !records(&folder, "EndKmsGrant").is_empty()).await;
     assert_eq!(server.stop(), Some(0));

@@ -4,6 +4,7 @@ mod ending;
 mod making;
 mod moto;
 mod orphans;
+mod postponed;
 mod records;
 mod strays;
 mod turns;
@@ -22,6 +23,7 @@ use keybroker::store::kms_grants::KmsGrant;
 use sqlx::ConnectOptions as _;
 use sqlx::Connection as _;
 use sqlx::Executor as _;
+use sqlx::SqliteConnection;
 use sqlx::sqlite::SqliteConnectOptions;
 
 use super::ADMIN;
@@ -31,6 +33,8 @@ use crate::harness::soon;
 use crate::support::fake_kms::FakeKms;
 
 const ROLE: &str = "arn:aws:iam::111122223333:role/etl";
+/// As if KMS had long known all grants, and all pauses were over.
+const LONG_AGO: &str = "UPDATE kms_grants SET created = 1, retry = 0";
 
 pub fn wish() -> pb::CreateKmsGrantRequest {
     pb::CreateKmsGrantRequest {
@@ -68,10 +72,14 @@ fn open(folder: &Path) -> Store {
     Store::new(&config, None).unwrap()
 }
 
+async fn connect(folder: &Path) -> SqliteConnection {
+    let options = SqliteConnectOptions::new().filename(folder.join("store.db"));
+    options.connect().await.unwrap()
+}
+
 /// Changes the store in `folder` as none of ours would.
 async fn meddle(folder: &Path, statement: &'static str) {
-    let options = SqliteConnectOptions::new().filename(folder.join("store.db"));
-    let mut connection = options.connect().await.unwrap();
+    let mut connection = connect(folder).await;
     connection.execute(statement).await.unwrap();
     connection.close().await.unwrap();
 }

@@ -7,6 +7,7 @@ use std::slice;
 
 use serde_json::Value;
 
+use super::LONG_AGO;
 use super::NOBODYS_TURN;
 use super::records;
 use super::wish;
@@ -89,7 +90,9 @@ async fn one_ends_each_grant_once_and_another_takes_over_from_the_dead() {
     until(|| kms.grants(&arn).is_empty()).await;
     fleet[dead].crash();
     kms.heal();
-    sql(&mut postgres.connect().await, NOBODYS_TURN).await;
+    let mut database = postgres.connect().await;
+    sql(&mut database, LONG_AGO).await;
+    sql(&mut database, NOBODYS_TURN).await;
     until(|| !ended(&heir).is_empty()).await;
     let mut all = more;
     all.extend(delegate(slice::from_ref(&heir)).await);

@@ -1,5 +1,7 @@
 //! Grants as they are made, and by whom.
 
+use std::time::Duration;
+
 use keybroker::grpc::pb;
 use keybroker::grpc::pb::GrantOperation;
 use serde_json::json;
@@ -8,6 +10,7 @@ use tonic::Code;
 use super::ROLE;
 use super::beside;
 use super::create;
+use super::intention;
 use super::start;
 use super::wish;
 use crate::grants::ADMIN;
@@ -189,6 +192,30 @@ async fn what_kms_denies_the_broker_is_the_brokers_fault() {
     assert_eq!(reason(refused), "KMS_ACCESS_DENIED");
     let cause = broker.records()[0]["errorMessage"].to_string();
     assert!(cause.contains("kms:CreateGrant"), "{cause}");
-    let due = beside(&broker).keys_with_kms_grants().await.unwrap();
-    assert!(due.is_empty(), "what KMS has refused is over");
+    let left = beside(&broker).has_kms_grants().await.unwrap();
+    assert!(!left, "what KMS has refused is over");
+}
+
+#[tokio::test]
+async fn a_key_has_500_of_them_at_most() {
+    let fake = FakeKms::start().await;
+    let key = fake.key("eu-west-1");
+    let broker = start(&fake, &key).await;
+    let first = create(&broker, wish()).await;
+    let store = beside(&broker);
+    let fifteen = Duration::from_secs(900);
+    for _ in 1..500 {
+        let more = store.intend_kms_grant(intention(&key), fifteen);
+        more.await.unwrap().unwrap();
+    }
+    let mut admin = broker.granter(ADMIN).await;
+    let refused = admin.create_kms_grant(wish()).await.map(drop);
+    assert_eq!(reason(refused), "GRANTS_EXHAUSTED");
+    assert_eq!(fake.calls(Operation::CreateGrant), 1);
+    let revoke = pb::RevokeKmsGrantRequest {
+        key: ORDERS.into(),
+        grant_id: first.id,
+    };
+    admin.revoke_kms_grant(revoke).await.unwrap();
+    create(&broker, wish()).await;
 }

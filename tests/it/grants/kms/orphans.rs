@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use keybroker::grpc::pb;
 use serde_json::json;
 
+use super::LONG_AGO;
 use super::beside;
 use super::create;
 use super::intention;
@@ -66,6 +68,72 @@ async fn a_grant_that_its_maker_never_heard_of_is_found_by_name_and_ended() {
     );
 }
 
+/// As many of a key may be looked for as have been asked for while KMS was out of reach.
+#[tokio::test]
+async fn a_key_is_listed_once_whoever_is_looked_for() {
+    let fake = FakeKms::start().await;
+    let key = fake.key("eu-west-1");
+    let broker = start(&fake, &key).await;
+    let mut admin = broker.granter(ADMIN).await;
+    for fault in [Fault::Truncate, Fault::Close, Fault::Truncate] {
+        fake.fail_next(1, Operation::CreateGrant, fault);
+        let refused = admin.create_kms_grant(wish()).await.map(drop);
+        assert_eq!(reason(refused), "KMS_UNAVAILABLE");
+    }
+    let made = fake.grants(&key).len();
+    meddle(broker.folder(), "UPDATE kms_grants SET due = 1").await;
+    let store = beside(&broker);
+    let due = store.due_kms_grants(9).await.unwrap();
+    assert_eq!((due.grants.len(), due.overdue), (3, 0), "none is late yet");
+    broker.end_due_kms_grants("one").await;
+    assert_eq!(fake.calls(Operation::ListGrants), 1);
+    assert_eq!((made, fake.grants(&key).len()), (2, 0));
+    meddle(broker.folder(), LONG_AGO).await;
+    let due = store.due_kms_grants(9).await.unwrap();
+    assert_eq!((due.grants.len(), due.overdue), (1, 1));
+    broker.end_due_kms_grants("one").await;
+    assert!(!store.has_kms_grants().await.unwrap());
+}
+
+/// What KMS has told the reason of there is not.
+#[tokio::test]
+async fn a_refusal_leaves_nothing_to_look_for() {
+    let fake = FakeKms::start().await;
+    let key = fake.key("eu-west-1");
+    let broker = start(&fake, &key).await;
+    let mut admin = broker.granter(ADMIN).await;
+    let store = beside(&broker);
+    for (code, expected) in [
+        ("ThrottlingException", "KMS_THROTTLED"),
+        ("ValidationException", "INTERNAL"),
+        ("LimitExceededException", "GRANTS_EXHAUSTED"),
+    ] {
+        fake.fail_next(1, Operation::CreateGrant, Fault::Code(code, 400));
+        let refused = admin.create_kms_grant(wish()).await.map(drop);
+        assert_eq!(reason(refused), expected, "{code}");
+        assert!(!store.has_kms_grants().await.unwrap(), "{code}");
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_what_kms_may_have_made_is_promised_and_not_claimed() {
+    let fake = FakeKms::start().await;
+    let key = fake.key("eu-west-1");
+    let broker = start(&fake, &key).await;
+    let store = beside(&broker);
+    let grant = store.intend_kms_grant(intention(&key), Duration::from_secs(900));
+    let grant = grant.await.unwrap().unwrap();
+    let revoke = pb::RevokeKmsGrantRequest {
+        key: ORDERS.into(),
+        grant_id: grant.id.to_string(),
+    };
+    let mut admin = broker.granter(ADMIN).await;
+    let refused = admin.revoke_kms_grant(revoke).await.map(drop);
+    assert_eq!(reason(refused), "KMS_UNAVAILABLE");
+    let lives = store.complete_kms_grant(&grant.id, "late").await.unwrap();
+    assert!(!lives, "it was revoked before KMS had made it");
+}
+
 /// The store as it is left by one who dies before KMS is asked.
 #[tokio::test]
 async fn an_intention_that_nothing_came_of_waits_for_what_may_come_yet() {
@@ -74,10 +142,8 @@ async fn an_intention_that_nothing_came_of_waits_for_what_may_come_yet() {
     let broker = start(&fake, &key).await;
     let store = beside(&broker);
     let grant = intention(&key);
-    let grant = store
-        .intend_kms_grant(grant, Duration::from_secs(900))
-        .await
-        .unwrap();
+    let grant = store.intend_kms_grant(grant, Duration::from_secs(900));
+    let grant = grant.await.unwrap().unwrap();
     broker.end_due_kms_grants("one").await;
     assert_eq!(fake.calls(Operation::ListGrants), 0, "its maker has time");
     store
@@ -86,18 +152,13 @@ async fn an_intention_that_nothing_came_of_waits_for_what_may_come_yet() {
         .unwrap();
     broker.end_due_kms_grants("one").await;
     assert_eq!(fake.calls(Operation::ListGrants), 1);
-    let living = store.keys_with_kms_grants().await.unwrap();
-    assert_eq!(
-        living,
-        std::slice::from_ref(&grant.key),
-        "it may be in no list yet"
-    );
-    // KMS answers late: it stays due.
-    assert!(store.complete_kms_grant(&grant.id, "late").await.unwrap());
-    store
-        .end_kms_grant(&grant.key, &grant.id, Duration::ZERO)
-        .await
-        .unwrap();
+    let living = store.has_kms_grants().await.unwrap();
+    assert!(living, "it may be in no list yet");
+    let waiting = store.due_kms_grants(9).await.unwrap().grants;
+    assert_eq!(waiting, [], "it was looked for a moment ago");
+    // KMS answers late: it stays due, and waits for nothing more.
+    let lives = store.complete_kms_grant(&grant.id, "late").await.unwrap();
+    assert!(!lives);
     let due = store.due_kms_grants(9).await.unwrap().grants;
     assert_eq!(due[0].kms_id.as_deref(), Some("late"));
     store.kms_grant_is_over(&grant.id).await.unwrap();

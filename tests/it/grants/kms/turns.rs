@@ -9,6 +9,7 @@ use keybroker::kms::Arn;
 use keybroker::store;
 use keybroker::store::Store;
 use keybroker::store::kms_grants::Ending;
+use keybroker::store::kms_grants::Obstacle;
 
 use super::create;
 use super::intention;
@@ -65,8 +66,9 @@ async fn postgresql_has_each_ended_by_one() {
         .parse()
         .unwrap();
     let hour = Duration::from_hours(1);
-    let lives = one.intend_kms_grant(intention(&arn), hour).await.unwrap();
-    let ends = one.intend_kms_grant(intention(&arn), hour).await.unwrap();
+    let [lives, ends] = [intention(&arn), intention(&arn)];
+    let lives = one.intend_kms_grant(lives, hour).await.unwrap().unwrap();
+    let ends = one.intend_kms_grant(ends, hour).await.unwrap().unwrap();
     assert!(one.complete_kms_grant(&lives.id, "kms-1").await.unwrap());
     assert!(one.complete_kms_grant(&ends.id, "kms-2").await.unwrap());
     let known = other.kms_grants_of_key(&lives.key, None, 10).await.unwrap();
@@ -95,8 +97,16 @@ async fn postgresql_has_each_ended_by_one() {
         (grant.id, grant.kms_id.as_deref(), grant.cause(due.now)),
         (ends.id, Some("kms-2"), Ending::Revoked)
     );
-    one.postpone_kms_grant(&ends.id, hour).await.unwrap();
+    let (id, outage) = (ends.id.to_string(), Obstacle::Outage);
+    one.postpone_kms_grant(&id, hour, outage).await.unwrap();
     assert!(other.due_kms_grants(10).await.unwrap().grants.is_empty());
+    one.postpone_kms_grant(&id, Duration::ZERO, Obstacle::Unknown)
+        .await
+        .unwrap();
+    assert_eq!(other.due_kms_grants(10).await.unwrap().grants.len(), 1);
+    one.postpone_kms_grants_beside(&arn, hour).await.unwrap();
+    assert!(other.due_kms_grants(10).await.unwrap().grants.is_empty());
+    assert!(other.has_kms_grants().await.unwrap());
     one.kms_grant_is_over(&ends.id).await.unwrap();
     assert!(
         !other
