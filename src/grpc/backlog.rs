@@ -8,7 +8,11 @@
 //! those who are served shall not stand in line for as long as that took to show: the level falls for
 //! a much shorter delay, as long as that costs little of what can be done.
 
+mod bell;
+
+use std::convert::Infallible;
 use std::future::poll_fn;
+use std::io;
 use std::mem;
 use std::sync::Arc;
 use std::task::Poll;
@@ -20,19 +24,28 @@ use crate::clock::Instant;
 use crate::clock::System;
 use crate::quota::Level;
 use crate::quota::Passed;
+use crate::quota::Quotas;
 use crate::quota::Rate;
+
+use bell::Bell;
 
 /// Keeps the delay about `target` at most, as long as this is polled.
 pub(super) async fn watch(broker: Arc<Broker>, target: Duration) {
-    let quotas = broker.quotas();
+    let Err(error) = look(broker.quotas(), target).await;
+    broker.quotas().set_level(None);
+    tracing::error!(%error, "nobody is refused any more for how long work stands in line");
+}
+
+async fn look(quotas: &Quotas, target: Duration) -> io::Result<Infallible> {
     let mut control = Control::new(target);
     // Nothing stands in line while the machine is suspended.
-    let (origin, began) = (System.now(), tokio::time::Instant::now());
+    let (origin, began) = (System.now(), std::time::Instant::now());
     let now = || origin + began.elapsed();
+    let bell = Bell::new()?;
     loop {
         let pause = control.pause();
         let due = now() + pause;
-        tokio::time::sleep(pause).await;
+        bell.ring(pause).await?;
         stand_in_line().await;
         let before = control.level;
         control.see(due, now(), || quotas.passed());
@@ -76,7 +89,8 @@ struct Control {
     quiet: u32,
     /// Whether anybody has been over the level since there is one.
     found: bool,
-    /// Units a second that pass of late, and the most that have since there is a level.
+    /// Units a second that pass of late while some are refused, and the most that have since there
+    /// is a level.
     rate: u64,
     best: u64,
 }
@@ -126,7 +140,6 @@ impl Control {
         let lasted = now.since(window.began);
         let whole = match self.level {
             None => WINDOW,
-            Some(COUNTING) => WINDOW / 4,
             Some(_) => WINDOW / 2,
         };
         if lasted < whole {
@@ -149,10 +162,14 @@ impl Control {
             }
             Some(level) => {
                 self.found |= passed.refused > 0;
-                self.rate = (self.rate * 7 + rate) / 8;
-                self.best = self.best.max(self.rate);
-                // Where others have the processor, too, there is a line whatever is refused.
-                let dear = self.rate < self.best * 4 / 5;
+                // Less passes where less is asked for, too.
+                if passed.refused > 0 {
+                    self.rate = (self.rate * 7 + rate) / 8;
+                    self.best = self.best.max(self.rate);
+                }
+                // Where others have the processor, too, there is a line whatever is refused. And a
+                // longer line is done faster, a connection's calls together.
+                let dear = self.rate < self.best * 3 / 5;
                 let (target, least, most) = match dear {
                     true => (self.target, 20, 20),
                     false => (self.target / PART, 50, 300),
@@ -252,7 +269,7 @@ const BUSY: Duration = Duration::from_millis(5);
 /// The same under a level.
 const SHEDDING: Duration = Duration::from_millis(2);
 /// The part of the target that is aimed at under a level.
-const PART: u32 = 10;
+const PART: u32 = 5;
 /// The longest mean, at which each stream brings a refusal every other second or so.
 const LONGEST_HOLD: Duration = Duration::from_millis(1600);
 const SECOND: Duration = Duration::from_secs(1);

@@ -60,7 +60,7 @@ fn delay_that_stands_brings_a_level_below_what_passes() {
     let (clock, mut control) = (clock(), Control::new(TARGET));
     look(&mut control, &clock, LATE, millis(150), passed(0, 0));
     assert_eq!(control.level, Some(COUNTING));
-    look(&mut control, &clock, LATE, millis(1), passed(25, 0));
+    look(&mut control, &clock, LATE, millis(26), passed(50, 0));
     assert_eq!(control.level.unwrap().units, 800, "of 1000 a second");
 }
 
@@ -78,7 +78,7 @@ fn delay_that_ends_while_it_is_counted_brings_no_level() {
     let (clock, mut control) = (clock(), Control::new(TARGET));
     look(&mut control, &clock, WINDOW, millis(1), passed(0, 0));
     assert_eq!(control.level, Some(COUNTING));
-    look(&mut control, &clock, millis(1), millis(30), passed(10, 0));
+    look(&mut control, &clock, millis(1), millis(51), passed(10, 0));
     assert_eq!((control.level, control.pause()), (None, IDLE));
 }
 
@@ -148,10 +148,10 @@ fn a_short_line_is_made_shorter_as_long_as_that_costs_little() {
     // Units of half a window.
     look(&mut control, &clock, within, millis(51), passed(1000, 100));
     assert_eq!(control.level.unwrap().units, 9500);
-    look(&mut control, &clock, within, millis(2000), passed(700, 100));
+    look(&mut control, &clock, within, millis(2000), passed(500, 100));
     let units = control.level.unwrap().units;
-    assert!(units > 9500, "it had cost a third: {units}");
-    look(&mut control, &clock, LATE, millis(60), passed(700, 100));
+    assert!(units > 9500, "it had cost half: {units}");
+    look(&mut control, &clock, LATE, millis(60), passed(500, 100));
     let less = control.level.unwrap().units;
     assert!(less < units, "a long one whatever it costs");
 }
