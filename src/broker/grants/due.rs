@@ -84,20 +84,14 @@ impl Broker {
                 Err(error) => error,
             };
             self.metrics().kms_grant_failed();
-            let (id, key) = (grant.id.to_string(), String::from(&grant.key));
-            tracing::error!(id, key, %error, "a grant of KMS that is due has not ended");
-            match error {
-                Unended::Kms(error) if error.is_refusal() => {
-                    let refused = Obstacle::Refused;
-                    store.postpone_kms_grant(&id, LATER, refused).await?;
-                }
-                // Others of that Region would fare no better, and hold up those of other Regions.
-                Unended::Kms(_) => {
-                    store.postpone_kms_grants_beside(&grant.arn, SOON).await?;
+            let (id, key) = (grant.id, String::from(&grant.key));
+            tracing::error!(%id, key, %error, "a grant of KMS that is due has not ended");
+            round.put_off(grant, &error).await?;
+            match error.concerns() {
+                Concerns::All => return Ok(()),
+                Concerns::Grant => {}
+                Concerns::Region => {
                     out.insert(grant.arn.scope());
-                }
-                Unended::Audit(_) | Unended::Store(_) => {
-                    return store.postpone_kms_grant(&id, SOON, Obstacle::Outage).await;
                 }
             }
         }
@@ -141,6 +135,26 @@ enum Unended {
     Store(#[from] store::Error),
 }
 
+/// Who would fare no better.
+#[derive(Clone, Copy)]
+enum Concerns {
+    All,
+    Grant,
+    /// The grants of all keys of its Region and account.
+    Region,
+}
+
+impl Unended {
+    fn concerns(&self) -> Concerns {
+        match self {
+            Self::Audit(_) | Self::Store(_) => Concerns::All,
+            Self::Kms(kms::Error::Credentials(_)) => Concerns::Region,
+            Self::Kms(error) if error.is_undecided() => Concerns::Region,
+            Self::Kms(_) => Concerns::Grant,
+        }
+    }
+}
+
 impl<'a> Round<'a> {
     /// Ends `grant`. One whose maker has not heard of KMS whether there is one is looked for by its
     /// name, and one that KMS does not know is asked for again, until nothing can come any more.
@@ -168,6 +182,22 @@ impl<'a> Round<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Puts off the end of `grant`, and of those that would fare no better. It comes after them: it
+    /// may be to blame.
+    async fn put_off(&self, grant: &KmsGrant, error: &Unended) -> Result<(), store::Error> {
+        let (pause, obstacle) = match error {
+            Unended::Audit(_) | Unended::Store(_) => (SOON, Obstacle::Outage),
+            Unended::Kms(error) if error.is_refusal() => (LATER, Obstacle::Refused),
+            Unended::Kms(_) => (LATER, Obstacle::Outage),
+        };
+        if let Concerns::Region = error.concerns() {
+            let beside = self.store.postpone_kms_grants_beside(&grant.arn, SOON);
+            beside.await?;
+        }
+        let id = grant.id.to_string();
+        self.store.postpone_kms_grant(&id, pause, obstacle).await
     }
 
     /// The ids in KMS of what has the name of `grant`. A key's are listed once: it may have thousands,

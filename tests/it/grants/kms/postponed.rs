@@ -14,6 +14,7 @@ use super::start;
 use super::tenants;
 use super::wish;
 use crate::harness::Broker;
+use crate::harness::soon;
 use crate::support::fake_kms::BROKER;
 use crate::support::fake_kms::FakeKms;
 use crate::support::fake_kms::Fault;
@@ -61,6 +62,37 @@ async fn a_region_that_is_out_of_reach_holds_up_no_other() {
             .all(|one| one.id != last.kms_grant_id)
     );
     assert_eq!(fake.grants(&lost).len(), 60);
+}
+
+/// KMS fails for one key alone.
+#[tokio::test]
+async fn a_key_that_kms_fails_for_does_not_hold_up_its_region_for_ever() {
+    let fake = FakeKms::start().await;
+    let (bad, good) = (fake.key("eu-west-1"), fake.key("eu-west-1"));
+    let broker = start(&fake, &bad).await;
+    for _ in 0..3 {
+        create(&broker, wish()).await;
+    }
+    broker.reload_policy(&tenants(&good));
+    create(&broker, wish()).await;
+    meddle(
+        broker.folder(),
+        "UPDATE kms_grants SET due = created - 60000",
+    )
+    .await;
+    let fault = Fault::Code("KMSInternalException", 500);
+    fake.fail_key(&bad, Operation::RevokeGrant, fault);
+    let rounds = async {
+        while !fake.grants(&good).is_empty() {
+            broker.end_due_kms_grants("one").await;
+            // As if five seconds were over, and half of that for the jitter.
+            let later = "UPDATE kms_grants SET retry = retry - 7500 WHERE retry > 0";
+            meddle(broker.folder(), later).await;
+        }
+    };
+    soon(rounds).await;
+    assert_eq!(fake.grants(&bad).len(), 3);
+    assert!(fake.calls_of(&bad, Operation::RevokeGrant) <= 3);
 }
 
 #[tokio::test]
