@@ -11,7 +11,6 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio::time::interval;
-use tokio::time::sleep;
 
 use super::holder::Held;
 use super::holder::Holder;
@@ -71,7 +70,9 @@ async fn no_crash_of_a_broker_or_its_database_loses_what_was_acknowledged() {
     let mut known = Acknowledged::default();
     for cycle in 0..scaled(4, 100) {
         let loads = [0, 1].map(|n| Load::begin(&folders[n], 2 * cycle + n as u64));
-        sleep(Duration::from_millis(200)).await;
+        for load in &loads {
+            load.reaches(10).await;
+        }
         match cycle % 2 {
             0 => {
                 fleet[0].crash();
@@ -160,7 +161,8 @@ pub(super) enum Fate {
     Open,
 }
 
-/// Clients of a broker that make grants and take every other one back, until it is gone.
+/// Four clients of a broker that make grants and take every other one back, the first to begin with,
+/// until it is gone.
 pub(super) struct Load {
     over: Arc<AtomicBool>,
     /// How many grants were made.
@@ -190,7 +192,7 @@ impl Load {
                         break;
                     };
                     made.fetch_add(1, Ordering::Relaxed);
-                    if turn % 2 == 0 {
+                    if turn % 2 == 1 {
                         fates.push(Fate::Made(id));
                         continue;
                     }
@@ -212,7 +214,7 @@ impl Load {
         }
     }
 
-    /// Waits until so many grants were made.
+    /// Waits until so many grants were made. Of more than four, one was taken back.
     pub(super) async fn reaches(&self, count: u64) {
         soon(async {
             let mut ticks = interval(Duration::from_millis(1));

@@ -3,9 +3,6 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
-
-use tokio::time::sleep;
 
 use super::crashes::Acknowledged;
 use super::crashes::Load;
@@ -63,7 +60,7 @@ async fn cut_power(times: u64, syncs: &str) -> Acknowledged {
         let server = Running::logging(command);
         known.check(&mut Holder::soon_at(&folder).await).await;
         let load = Load::begin(&folder, time);
-        sleep(Duration::from_millis(50 + dice.below(250))).await;
+        load.reaches(1 + dice.below(20)).await;
         server.crash();
         known.add(load.end().await);
         for name in FILES {
