@@ -6,7 +6,8 @@
 //! CoDel). Then tenants are served up to a level, which falls while the mean delay is too long, rises
 //! while it is not, and goes when nobody has been over it for a while. Once some are refused anyway,
 //! those who are served shall not stand in line for as long as that took to show: the level falls for
-//! a much shorter delay, as long as that costs little of what can be done.
+//! a much shorter delay, as long as that costs little of what can be done, and while a line stands only
+//! part of the level counts.
 
 mod bell;
 
@@ -47,13 +48,14 @@ async fn look(quotas: &Quotas, target: Duration) -> io::Result<Infallible> {
         let due = now() + pause;
         bell.ring(pause).await?;
         stand_in_line().await;
-        let before = control.level;
+        let before = control.in_force();
         control.see(due, now(), || quotas.passed());
-        if control.level == before {
+        let after = control.in_force();
+        if after == before {
             continue;
         }
-        quotas.set_level(control.level);
-        match (before, control.level) {
+        quotas.set_level(after);
+        match (before, after) {
             (None, _) => {
                 tracing::warn!("work stands in line: who is over its tenant's share is refused");
             }
@@ -81,8 +83,11 @@ async fn stand_in_line() {
 /// What follows from the delays.
 struct Control {
     target: Duration,
+    /// What there is room for, as far as the windows show.
     level: Option<Level>,
     window: Option<Window>,
+    /// How late the last look was.
+    line: Duration,
     /// Windows on end without delay.
     good: u32,
     /// Those among them, on end, in which nobody was refused.
@@ -108,12 +113,28 @@ impl Control {
             target,
             level: None,
             window: None,
+            line: Duration::ZERO,
             good: 0,
             quiet: 0,
             found: false,
             rate: 0,
             best: 0,
         }
+    }
+
+    /// The level that counts until the next look: of a line, few are served, for they have stood in
+    /// it, and so it is soon gone.
+    fn in_force(&self) -> Option<Level> {
+        let level = self.level?;
+        if level == COUNTING {
+            return Some(level);
+        }
+        let long = self.line.saturating_sub(self.target / PART);
+        let kept = 1000 - thousandths(long, self.target).min(MOST_LESS);
+        Some(Level {
+            units: units(u64::from(level.units) * kept / 1000),
+            ..level
+        })
     }
 
     /// Until the next look: who idles is not woken often.
@@ -129,6 +150,7 @@ impl Control {
     /// last asked.
     fn see(&mut self, due: Instant, now: Instant, passed: impl FnOnce() -> Passed) {
         let delay = now.since(due);
+        self.line = delay;
         if self.level.is_none() && delay < self.target {
             self.window = None;
             return;
@@ -169,7 +191,7 @@ impl Control {
                 }
                 // Where others have the processor, too, there is a line whatever is refused. And a
                 // longer line is done faster, a connection's calls together.
-                let dear = self.rate < self.best * 3 / 5;
+                let dear = self.rate < self.best * 2 / 5;
                 let (target, least, most) = match dear {
                     true => (self.target, 20, 20),
                     false => (self.target / PART, 50, 300),
@@ -269,7 +291,10 @@ const BUSY: Duration = Duration::from_millis(5);
 /// The same under a level.
 const SHEDDING: Duration = Duration::from_millis(2);
 /// The part of the target that is aimed at under a level.
-const PART: u32 = 5;
+const PART: u32 = 10;
+/// By so many thousandths the level is less for a line of the target or longer. Tenants that want
+/// little are hardly refused anything for it.
+const MOST_LESS: u64 = 750;
 /// The longest mean, at which each stream brings a refusal every other second or so.
 const LONGEST_HOLD: Duration = Duration::from_millis(1600);
 const SECOND: Duration = Duration::from_secs(1);

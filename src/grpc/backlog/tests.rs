@@ -148,12 +148,29 @@ fn a_short_line_is_made_shorter_as_long_as_that_costs_little() {
     // Units of half a window.
     look(&mut control, &clock, within, millis(51), passed(1000, 100));
     assert_eq!(control.level.unwrap().units, 9500);
-    look(&mut control, &clock, within, millis(2000), passed(500, 100));
+    look(&mut control, &clock, within, millis(2000), passed(350, 100));
     let units = control.level.unwrap().units;
-    assert!(units > 9500, "it had cost half: {units}");
+    assert!(units > 9500, "it had cost more than half: {units}");
     look(&mut control, &clock, LATE, millis(60), passed(500, 100));
     let less = control.level.unwrap().units;
     assert!(less < units, "a long one whatever it costs");
+}
+
+#[test]
+fn the_longer_the_line_the_less_of_the_level_counts() {
+    let (clock, mut control) = (clock(), shedding());
+    let in_force = |control: &mut Control, delay| {
+        let due = clock.now();
+        clock.advance(delay);
+        control.see(due, clock.now(), || passed(0, 0));
+        control.in_force().unwrap().units
+    };
+    assert_eq!(in_force(&mut control, SHORT), 10_000);
+    assert_eq!(in_force(&mut control, millis(3)), 5000);
+    assert_eq!(in_force(&mut control, LATE), 2500);
+    assert_eq!(in_force(&mut control, SHORT), 10_000);
+    control.level = Some(COUNTING);
+    assert_eq!(control.in_force(), Some(COUNTING));
 }
 
 #[test]
@@ -258,7 +275,7 @@ impl Line {
                 Some(Waiting::Call { tenant, since }) => self.call(tenant, since),
                 Some(Waiting::Look { due }) => {
                     self.control.see(due, now, || self.quotas.passed());
-                    self.quotas.set_level(self.control.level);
+                    self.quotas.set_level(self.control.in_force());
                     look = Some(now + self.control.pause());
                 }
                 None => self.clock.advance(Duration::from_micros(50)),
