@@ -40,7 +40,7 @@ pub(super) async fn watch(broker: Arc<Broker>, target: Duration) {
 async fn look(quotas: &Quotas, target: Duration) -> io::Result<Infallible> {
     let mut control = Control::new(target);
     // Nothing stands in line while the machine is suspended.
-    let (origin, began) = (System.now(), std::time::Instant::now());
+    let (origin, began) = (System.now(), tokio::time::Instant::now());
     let now = || origin + began.elapsed();
     let bell = Bell::new()?;
     loop {
