@@ -120,10 +120,11 @@ async fn a_storm_of_one_tenant_costs_others_little_and_is_over_when_it_ends() {
     let last = refused.into_iter().flatten().max();
     let recovery = last.map_or(Duration::ZERO, |last| last.duration_since(end));
     println!(
-        "{goodput:.0} calls/s of {:.0}, {worth:.2} of them by processor, which it had {share:.2} of; \
-         p99 {served:?} for {unloaded:?}; {} refused, {} unsent; calm: {} served, {} refused; \
+        "{goodput:.0} calls/s of {:.0}, {worth:.2} of them by processor, which it had {share:.2} of, \
+         {:.2} at its peak; p99 {served:?} for {unloaded:?}; {} refused, {} unsent; calm: {} served, {} refused; \
          recovered in {recovery:?}",
         peak.rate(),
+        peak.share(),
         stormed.refused.len(),
         stormed.unsent,
         calm.served.len(),
@@ -146,8 +147,12 @@ async fn a_storm_of_one_tenant_costs_others_little_and_is_over_when_it_ends() {
     assert!(shed >= stormed.refused.len() as f64, "{shed}");
     // Others share the processors as a rule. Where they do not, nothing else is to blame.
     assert!(worth >= 0.5 && p99_ratio <= 20.0, "{worth} {p99_ratio}");
-    if share >= 0.95 {
+    if peak.share() >= 0.95 {
         assert!(ratio >= 0.8, "{ratio}");
+        // Callers that are not optimized are the slower ones, and wait for themselves.
+        if scaled(false, !cfg!(debug_assertions)) {
+            assert!(p99_ratio <= 3.0, "{p99_ratio}");
+        }
     }
     drop((storm, late, calm));
     assert_eq!(server.stop(), Some(0));
